@@ -111,26 +111,28 @@ def offspring(
     parents = torch.cat([torch.arange(len(x), device=x.device), chosen])
     return torch.cat([plus, x[chosen] - eta*directions]), torch.cat([half, half[chosen]]), parents
 
-# %% ../nbs/02_splitting.ipynb #0c13de70
+# %% ../nbs/02_splitting.ipynb #5a3de2c6
 @dataclass(frozen=True)
 class SplitRule:
     "When, which, along what and how far to split; ValueError for impossible values"
     every:int=20_000 # gradient steps between splits (paper, appendix C.1: 20,000 to 40,000)
+    max_events:int|None=None # at most this many splitting events; None: no limit
     threshold:float=-0.1 # lambda_* < 0: only candidates with lambda_min(S) below it (paper, C.1)
     relative:bool=False # threshold in units of |target|^2 instead of absolute
     max_fraction:float=0.5 # at most this share of the candidates in one event (paper, C.1)
     eta_max:float=0.01 # largest step, in pixel units (paper, C.1)
     halvings:int=8 # the line search tries eta_max / 2^j for j = 0 ... halvings
-    sufficient:float=0.1 # the objective must fall by this part of the predicted eta^2/2 sum v'Sv (Armijo)
+    sufficient:float=0.1 # L must fall by this part of the predicted eta^2/2 sum v'Sv (Armijo)
     num_matvecs:int=20 # Lanczos products per candidate (paper, C.1)
     direction:str='curvature' # 'curvature' (v_min) or 'random', a control
     selection:str='curvature' # 'curvature' (most negative first) or 'random', a control
     counts:tuple|None=None # exact number of candidates to split at each event, for controls
-    accept_any:bool=False # split even where no step lowers the objective, for controls
+    accept_any:bool=False # split even where no step lowers L, for controls
 
     def __post_init__(self):
         positive = lambda v: isinstance(v, (int, float)) and math.isfinite(v) and v > 0
         require(isinstance(self.every, int) and self.every >= 1, 'every', self.every, 'a whole number of steps, at least 1', 'the paper uses 20000')
+        require(self.max_events is None or (isinstance(self.max_events, int) and self.max_events >= 0), 'max_events', self.max_events, 'None or a whole number, at least 0', 'None sets no limit')
         require(self.threshold < 0 and math.isfinite(self.threshold), 'threshold', self.threshold, 'negative and finite', 'use a small negative number such as -1e-6 to split at any negative curvature')
         require(0 < self.max_fraction <= 1, 'max_fraction', self.max_fraction, 'in (0, 1]', 'the paper uses 0.5')
         require(positive(self.eta_max), 'eta_max', self.eta_max, 'positive and finite', 'the paper uses 0.01 pixel units')
@@ -140,7 +142,11 @@ class SplitRule:
         for name in ('direction', 'selection'):
             require(getattr(self, name) in ('curvature', 'random'), name, repr(getattr(self, name)), "'curvature' or 'random'", "'random' is a control")
 
-# %% ../nbs/02_splitting.ipynb #148d78da
+    def due(self, step:int, events:int)->bool:
+        "Is there a splitting event before gradient step `step`, after `events` earlier ones?"
+        return step > 0 and step % self.every == 0 and (self.max_events is None or events < self.max_events)
+
+# %% ../nbs/02_splitting.ipynb #fa0666c6
 @dataclass
 class Split:
     "What happened at one splitting event"
@@ -151,16 +157,16 @@ class Split:
     parents:Tensor # (k + s,) the parent of each candidate afterwards
     eta:float # step length; 0 if nothing was split
     predicted:float # eta^2/2 sum v'Sv, the second-order change of the loss
-    loss_before:float # the objective, penalty included
-    loss_after:float
+    loss_before:float # L, without the penalty
+    loss_after:float # L with the children
     result:str # a sentence
 
 def _line_search(objective, x, lam, chosen, directions, curvatures, before, rule):
-    "The best of the steps eta_max / 2^j by true objective: (loss_after, eta, predicted), or None if none is good enough"
+    "The best of the steps eta_max / 2^j by the true L: (loss_after, eta, predicted), or None if none is good enough"
     best = None
     for j in range(rule.halvings + 1):
         eta = rule.eta_max/2**j
-        after = objective(*offspring(x, lam, chosen, directions, eta)[:2]).item()
+        after = objective.loss(*offspring(x, lam, chosen, directions, eta)[:2]).item()
         predicted = eta**2/2*curvatures.sum().item()
         enough = rule.accept_any or after < before + rule.sufficient*min(predicted, 0)
         if enough and (best is None or after < best[0]): best = (after, eta, predicted)
@@ -176,7 +182,7 @@ def _choose(objective, values, rule, event, generator):
     if rule.selection == 'random': order = torch.randperm(len(values), generator=generator).to(order.device)
     return order[:count]
 
-# %% ../nbs/02_splitting.ipynb #0de88868
+# %% ../nbs/02_splitting.ipynb #6240afc4
 def split_samples(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d)
@@ -189,7 +195,7 @@ def split_samples(
     "One splitting event of Algorithm 1, for all candidates below the threshold at once"
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     with torch.no_grad():
-        before = objective(x, lam).item()
+        before = objective.loss(x, lam).item()
         matvec = splitting_product(objective, x, lam)
         values, vectors, _ = lanczos_min(matvec, _randn_like(x, generator), min(rule.num_matvecs, objective.d))
         chosen = _choose(objective, values, rule, event, generator)
@@ -201,7 +207,7 @@ def split_samples(
             if found: break
             chosen = chosen[:len(chosen)//2]
     if below == 0: after, eta, predicted, result = before, 0., 0., 'nothing split: no curvature below the threshold'
-    elif len(chosen) == 0: after, eta, predicted, result = before, 0., 0., f'nothing split: no step lowers the objective enough ({below} tried)'
+    elif len(chosen) == 0: after, eta, predicted, result = before, 0., 0., f'nothing split: no step lowers the loss enough ({below} tried)'
     else:
         after, eta, predicted = found
         result = f'split {len(chosen)} of {len(x)} candidates, eta = {eta:.3g}' + ('' if len(chosen) == below else f' ({below - len(chosen)} left out by the line search)')
@@ -294,7 +300,7 @@ class _Phase1:
         self._set(x, lam)
         inherit_state(old, self.opt, parents)
 
-# %% ../nbs/02_splitting.ipynb #81fb182f
+# %% ../nbs/02_splitting.ipynb #e54d92bf
 adam = lambda groups: torch.optim.Adam(groups, betas=(0.9, 0.99)) # a short second-moment memory forgets the scale before a split; see 04_experiments
 
 @torch.no_grad()
@@ -340,7 +346,7 @@ def reconstruct(
 
     for step in range(steps):
         now = objective if sharpness is None else objective.smoothed(sharpness(step))
-        if rule is not None and step and step % rule.every == 0:
+        if rule is not None and rule.due(step, len(splits)):
             new_x, new_lam, split = split_samples(now, run.x, run.lam, rule, generator, step, len(splits))
             splits.append(split)
             if len(split.chosen): run.after_split(new_x, new_lam, split.parents)

@@ -9,7 +9,7 @@ __all__ = ['require', 'require_finite', 'require_candidates', 'pick_device']
 import torch
 from torch import Tensor
 
-# %% ../nbs/support/checks.ipynb #2da95f5b
+# %% ../nbs/support/checks.ipynb #7c010daa
 def require(
     ok:bool, # does the value obey the rule?
     name:str, # the argument's name
@@ -20,7 +20,7 @@ def require(
     "Raise a `ValueError` naming the argument, its value, the rule and the remedy, unless `ok`"
     if not ok: raise ValueError(f"{name}={value}: {name} must be {allowed}; {remedy}")
 
-# %% ../nbs/support/checks.ipynb #18d9b8de
+# %% ../nbs/support/checks.ipynb #9fc9006f
 def require_finite(
     name:str, # the argument's name
     value:Tensor, # any shape
@@ -30,7 +30,7 @@ def require_finite(
     bad = int((~torch.isfinite(value)).sum())
     require(bad == 0, name, f'<{bad} of {value.numel()} entries nan or inf>', 'finite', remedy)
 
-# %% ../nbs/support/checks.ipynb #467508ea
+# %% ../nbs/support/checks.ipynb #bb0eeed4
 def require_candidates(
     x:Tensor, # (k, d) candidate samples
     lam:Tensor, # (k,) multipliers, the paper's lambda
@@ -44,7 +44,7 @@ def require_candidates(
             f'{x.dtype} on {x.device} like x', 'use lam.to(x)')
     require_finite('x', x); require_finite('lam', lam)
 
-# %% ../nbs/support/checks.ipynb #475de5ad
+# %% ../nbs/support/checks.ipynb #45c31c26
 def pick_device(
     name:str='auto' # 'auto', 'cpu', 'cuda', 'cuda:1', ...
 )->torch.device: # a device that works here; ValueError otherwise

@@ -10,7 +10,7 @@ import argparse, os, sys
 from pathlib import Path
 from .checks import require
 
-# %% ../nbs/support/cli.ipynb #89f5a7b1
+# %% ../nbs/support/cli.ipynb #90ca0069
 def _parser():
     "The command line's words; defaults are those of `Experiment`"
     from samplesplit_nb.experiments import Experiment
@@ -29,10 +29,10 @@ def _parser():
     add('device', e.device, 'where to compute: auto, cpu, cuda, ...')
     add('out', 'runs/demo', 'folder for pictures and numbers, made if needed', metavar='DIR')
     demo.add_argument('--controls', action='store_true', help='also run what else might explain the gain: random directions, random choice, both, as many candidates from the start, '
-                                                                'k = n, k = 2n, and plain descent for as many seconds (about four times the time)')
+                                                                'k = n, k = 2n, a learning rate without restarts, and plain descent for as many seconds (about five times the time)')
     return top
 
-# %% ../nbs/support/cli.ipynb #eefe92b2
+# %% ../nbs/support/cli.ipynb #f811d13c
 def _writable(out):
     "The folder as a path; OSError or ValueError if it cannot be written"
     out = Path(out)

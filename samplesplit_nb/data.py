@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from .checks import require
 
-# %% ../nbs/support/data.ipynb #058875aa
+# %% ../nbs/support/data.ipynb #97b35504
 @dataclass(frozen=True)
 class ImageData:
     "n labelled images, ready for training"
@@ -31,7 +31,7 @@ class ImageData:
         "Images of mean-subtracted rows x (k, d): mean added, clipped to [0, 1]"
         return (x.detach().to(self.mean) + self.mean).clamp(0, 1).cpu().numpy().reshape(-1, *self.shape)
 
-# %% ../nbs/support/data.ipynb #5572bcf2
+# %% ../nbs/support/data.ipynb #30c6a897
 def _faces():
     "(images (200, 25, 25) in [0, 1], labels (200,)): 100 faces, then 100 non-faces"
     from skimage.data import lfw_subset

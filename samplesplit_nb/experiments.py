@@ -23,7 +23,7 @@ from .splitting import Reconstruction, SplitRule, geometric, reconstruct, warm_r
 from .storage import load_json, save_arrays, save_figure, save_json
 from .training import NTKTraining, train_ntk
 
-# %% ../nbs/04_experiments.ipynb #f599b937
+# %% ../nbs/04_experiments.ipynb #e223cd1b
 @dataclass(frozen=True)
 class Experiment:
     "Every setting of one reconstruction; ValueError for impossible ones"
@@ -31,7 +31,7 @@ class Experiment:
     n:int=20 # training images
     k:int=12 # candidates to start from
     width:int=500 # neurons in each of the two hidden layers
-    steps:int=3000 # gradient steps in all, the same with and without splitting
+    steps:int=4000 # gradient steps in all, the same with and without splitting
     splits:int=3 # splitting events, evenly spaced
     seed:int=0 # draws images, initial weights and start
     device:str='auto' # auto, cpu, cuda, ...
@@ -62,7 +62,7 @@ class Experiment:
         return SplitRule(every=self.period, max_events=self.splits, threshold=self.threshold, relative=True, max_fraction=self.max_fraction,
                          eta_max=self.eta_max, num_matvecs=self.num_matvecs)
 
-# %% ../nbs/04_experiments.ipynb #3721684d
+# %% ../nbs/04_experiments.ipynb #4991df84
 @dataclass
 class Problem:
     "A trained network to attack, and the truth to judge by"
@@ -88,7 +88,7 @@ def prepare(e:Experiment)->Problem:
     objective = NTKObjective(training.model, init, sharpness=e.sharpness[1], box=data.box)
     return Problem(e, data, training, objective, device)
 
-# %% ../nbs/04_experiments.ipynb #75d7db47
+# %% ../nbs/04_experiments.ipynb #b59fbed0
 @dataclass
 class Run:
     "One attack and how well it did"
@@ -119,6 +119,7 @@ def attack(
     rule:SplitRule=None, # None: plain
     k:int=None, # candidates to start from; None: the experiment's
     steps:int=None, # None: the experiment's
+    cycles:int=None, # of the learning rate, each a cosine; None: one per block between splits
     progress:bool=False # show a bar with loss, candidates and time left
 )->Run: # ReconstructionError if it diverges
     "Reconstruct from the weights alone, then score against the truth"
@@ -130,17 +131,18 @@ def attack(
         means.append(nearest_l2(X, x)[0].mean().item()); tick(step, loss, x, lam)
     x, lam = problem.start(k)
     with bar:
-        r = reconstruct(problem.objective, x, lam, steps=steps, rule=rule, lr=e.lr, lr_factor=warm_restarts(max(steps//(e.splits + 1), 1)),
+        r = reconstruct(problem.objective, x, lam, steps=steps, rule=rule, lr=e.lr, lr_factor=warm_restarts(max(steps//(cycles or e.splits + 1), 1)),
                         sharpness=geometric(*e.sharpness, steps), seed=e.seed, report_every=20, callback=callback)
     return Run(name, len(x), steps, r, means, nearest_l2(X, r.x)[0].cpu())
 
-# %% ../nbs/04_experiments.ipynb #e35318aa
+# %% ../nbs/04_experiments.ipynb #b0f6fcde
 def controls(
     problem:Problem,
     plain:Run, split:Run, # the two runs to explain
+    only:tuple=None, # names of the controls to run; None: all
     progress:bool=False
-)->list: # of `Run`
-    "What else could explain the gain? Random directions, random choice, both, as many candidates from the start, k = n, k = 2n, and plain descent for as long as splitting took"
+)->list: # of `Run`; ValueError for an unknown name
+    "What else could explain the gain? Random directions, random choice, both, as many candidates from the start, k = n, k = 2n, a learning rate without restarts, and plain descent for as long as splitting took"
     e, events = problem.experiment, split.reconstruction.splits
     counts = tuple(len(s.chosen) for s in events)
     forced = lambda **kw: replace(e.rule, counts=counts, accept_any=True, **kw)
@@ -149,10 +151,12 @@ def controls(
     todo = [('random direction', dict(rule=forced(direction='random'))), ('random choice', dict(rule=forced(selection='random'))),
             ('random both', dict(rule=forced(direction='random', selection='random'))), ('plain, final k at start', dict(k=final)),
             ('plain, k = n', dict(k=e.n)), ('plain, k = 2n', dict(k=2*e.n)),
-            ('plain, equal seconds', dict(steps=max(longer, 1)))]
-    return [attack(problem, name, progress=progress, **kw) for name, kw in todo]
+            ('plain, one lr cycle', dict(cycles=1)), ('plain, equal seconds', dict(steps=max(longer, 1)))]
+    unknown = set(only or ()) - {name for name, _ in todo}
+    require(not unknown, 'only', sorted(unknown), f'among {[name for name, _ in todo]}', 'check the spelling')
+    return [attack(problem, name, progress=progress, **kw) for name, kw in todo if only is None or name in only]
 
-# %% ../nbs/04_experiments.ipynb #3199da7e
+# %% ../nbs/04_experiments.ipynb #96bdb15c
 def _environment(device):
     "What ran this: versions and device"
     from samplesplit_nb import __version__
@@ -181,7 +185,7 @@ class Result:
         guesses = [dict(method=f'baseline: {name.replace("_", " ")}', **summarize(scores, base['nearest_other'])) for name, scores in base.items()]
         return rows + guesses[:1] + [{k: v for k, v in guesses[1].items() if k != 'beat_nearest_other'}]
 
-# %% ../nbs/04_experiments.ipynb #8e6f6c5b
+# %% ../nbs/04_experiments.ipynb #683b81b4
 def format_table(
     rows:list, # as from `Result.rows`
     n:int # training images
@@ -198,7 +202,7 @@ def format_table(
     show = lambda line: '  '.join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip()
     return '\n'.join([show(head), '  '.join('-'*w for w in widths)] + [show(line) for line in lines[1:]])
 
-# %% ../nbs/04_experiments.ipynb #0231b67f
+# %% ../nbs/04_experiments.ipynb #a8111222
 def _curve(run, every=5):
     "A run's history, thinned, as rounded lists"
     h, keep = run.reconstruction.history, slice(None, None, every)
@@ -216,25 +220,28 @@ def metrics(result:Result)->dict: # ready for JSON
     return dict(config=asdict(result.problem.experiment), environment=_environment(result.problem.device), training=dict(error=t.error, condition=t.condition),
                 table=result.rows(), baselines={k: [round(v, 4) for v in s.tolist()] for k, s in result.baselines().items()}, runs=runs)
 
-# %% ../nbs/04_experiments.ipynb #722ac410
+# %% ../nbs/04_experiments.ipynb #1b077b69
 def run(
     e:Experiment,
-    with_controls:bool=False, # also the runs of `controls`
+    with_controls:bool|tuple=False, # also the runs of `controls`: all, or those named
     progress:bool=False # progress bars
 )->Result:
     "The whole experiment: train, forget, reconstruct without and with splitting from the same start and with equal steps"
     problem = prepare(e)
     plain = attack(problem, 'plain', progress=progress)
     split = attack(problem, 'split', rule=e.rule if e.splits else None, progress=progress)
-    return Result(problem, [plain, split] + (controls(problem, plain, split, progress) if with_controls else []))
+    return Result(problem, [plain, split] + (controls(problem, plain, split, None if with_controls is True else with_controls, progress) if with_controls else []))
 
-# %% ../nbs/04_experiments.ipynb #fd2ecabf
-def reconstruction_figure(result:Result):
-    "Rows: training image, nearest candidate without splitting, with splitting; best first; L2 distance below"
+# %% ../nbs/04_experiments.ipynb #a4a516e6
+def reconstruction_figure(
+    result:Result,
+    best:int=None # only that many samples; None: all
+):
+    "Rows: training image, nearest candidate without splitting, with splitting; best (with splitting) first; L2 distance below"
     data, (plain, split) = result.problem.data, result.runs[:2]
-    order = split.scores.argsort()
+    order = split.scores.argsort()[:best]
     rows = [('training', data.pixels(data.X[order]), None)]
-    for label, r in (('plain', plain), ('split', split)):
+    for label, r in (('without', plain), ('with splitting', split)):
         nearest = nearest_l2(data.X, r.reconstruction.x.cpu())[1]
         rows.append((label, data.pixels(r.reconstruction.x.cpu()[nearest][order]), r.scores[order].tolist()))
     e = result.problem.experiment
@@ -247,17 +254,19 @@ def loss_figure(result:Result):
     axs = fig.subplots(1, 2)
     for r, method in zip(result.runs[:2], ('plain', 'split')):
         h = r.reconstruction.history
-        plot_curve(axs[0], h.step, h.loss, method, log=True)
-        plot_curve(axs[1], h.step, r.mean_l2, method)
+        label = {'plain': 'without splitting', 'split': 'with splitting'}[method]
+        plot_curve(axs[0], h.step, h.loss, method, label, log=True)
+        plot_curve(axs[1], h.step, r.mean_l2, method, label)
     events = [s.step for s in result.runs[1].reconstruction.splits if len(s.chosen)]
     for ax in axs: mark_splits(ax, events)
     base = result.baselines()
     axs[1].axhline(base['nearest_other'].mean(), color=COLORS['baseline'], ls='--', lw=1, label='nearest other training image')
-    axs[0].set(ylabel='objective', title='The objective'); axs[1].set(ylabel='mean L2 distance (pixel units)', ylim=(0, None), title='Mean distance to the training images')
+    e = result.problem.experiment
+    axs[0].set(ylabel='objective', title=f'The objective (n = {e.n}, k = {e.k} to start, seed {e.seed})'); axs[1].set(ylabel='mean L2 distance (pixel units)', ylim=(0, None), title='Mean distance to the training images')
     axs[0].legend(fontsize=8); axs[1].legend(fontsize=8)
     return fig
 
-# %% ../nbs/04_experiments.ipynb #94aeacf7
+# %% ../nbs/04_experiments.ipynb #7d6847f4
 def save_result(
     result:Result,
     out:str|Path # folder, made if needed
@@ -271,7 +280,7 @@ def save_result(
     save_figure(out/'loss.png', loss_figure(result))
     return [out/name for name in ('reconstructions.png', 'loss.png', 'metrics.json', 'reconstruction.npz')]
 
-# %% ../nbs/04_experiments.ipynb #a7f9b6f6
+# %% ../nbs/04_experiments.ipynb #8c00b820
 def _same_config(e, saved):
     "Were saved numbers made by these settings? (the device may differ)"
     plain = lambda config: {k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if k != 'device'}
@@ -280,10 +289,11 @@ def _same_config(e, saved):
 def study(
     experiments:list, # of `Experiment`, told apart by their seeds
     folder:str|Path, # one file seed<seed>.json each
+    with_controls:bool|tuple=True, # see `run`
     run_missing:bool=False, # run what is missing or was made by other settings; otherwise FileNotFoundError
     progress:bool=False
 )->list: # of dicts as from `metrics`, in the order given
-    "Several experiments with all controls, from saved results where they exist"
+    "Several experiments, from saved results where they exist"
     records = []
     for e in experiments:
         path = Path(folder)/f'seed{e.seed}.json'
@@ -291,7 +301,7 @@ def study(
         if saved is None or not _same_config(e, saved['config']):
             state = 'is missing' if saved is None else 'was made by other settings'
             if not run_missing: raise FileNotFoundError(f'{path} {state}; run the cell marked slow in 04_experiments, or study(..., run_missing=True)')
-            saved = metrics(run(e, with_controls=True, progress=progress))
+            saved = metrics(run(e, with_controls=with_controls, progress=progress))
             save_json(path, saved)
         records.append(saved)
     return records

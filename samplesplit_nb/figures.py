@@ -9,7 +9,7 @@ __all__ = ['COLORS', 'show_image', 'image_grid', 'plot_curve', 'mark_splits', 'p
 import numpy as np
 from matplotlib.figure import Figure
 
-# %% ../nbs/support/figures.ipynb #6ac2e43a
+# %% ../nbs/support/figures.ipynb #86f285ac
 COLORS = {'plain': '#0072B2', 'split': '#D55E00', 'random direction': '#E69F00', 'random choice': '#CC79A7', 'random both': '#F0E442',
           'more candidates': '#009E73', 'baseline': '#777777'}
 
@@ -21,7 +21,7 @@ def show_image(ax, image:np.ndarray, below:str=''):
     if below: ax.set_xlabel(below, fontsize=7, labelpad=1)
     return ax
 
-# %% ../nbs/support/figures.ipynb #b0c0915a
+# %% ../nbs/support/figures.ipynb #62cb2729
 def image_grid(
     rows:list, # of (label, images (c, height, width[, 3]), scores (c,) or None)
     title:str='',
@@ -41,7 +41,7 @@ def image_grid(
     if title: fig.suptitle(title, fontsize=10)
     return fig
 
-# %% ../nbs/support/figures.ipynb #c6b3a88e
+# %% ../nbs/support/figures.ipynb #af6cb562
 def plot_curve(
     ax, step:list, value:list,
     method:str, # a key of `COLORS`
@@ -55,13 +55,13 @@ def plot_curve(
 
 def mark_splits(ax, steps:list): # returns ax
     "Dotted vertical lines at splitting events"
-    for i, s in enumerate(steps): ax.axvline(s, color='k', lw=.8, ls=':', label='split' if i == 0 else None)
+    for i, s in enumerate(steps): ax.axvline(s, color='k', lw=.8, ls=':', label='splitting event' if i == 0 else None)
     return ax
 
-# %% ../nbs/support/figures.ipynb #41335aeb
+# %% ../nbs/support/figures.ipynb #9d603a85
 def plot_pairs(
     ax, before, after, # (n,) distances, lower is better
-    name:str='L2 distance (pixel units)'
+    name:str='L2 distance to the nearest candidate (pixel units)'
 ): # returns ax
     "Per-sample comparison without (x) and with splitting (y), as the paper's figure 2"
     before, after = np.asarray(before), np.asarray(after)
@@ -69,6 +69,6 @@ def plot_pairs(
     ax.fill_between([0, top], [0, top], color=COLORS['split'], alpha=.08, lw=0)
     ax.plot([0, top], [0, top], color=COLORS['baseline'], lw=.8)
     ax.scatter(before, after, s=14, color=COLORS['split'])
-    ax.set(xlim=(0, top), ylim=(0, top), aspect='equal', xlabel=f'without splitting: {name}', ylabel=f'with splitting: {name}',
-           title=f'{(after < before).sum()} of {len(before)} samples improve (shaded side)')
+    ax.set(xlim=(0, top), ylim=(0, top), aspect='equal', xlabel='without splitting', ylabel='with splitting')
+    ax.set_title(f'{name}:\n{(after < before).sum()} of {len(before)} samples improve (shaded)', fontsize=9)
     return ax

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from .checks import require
 
-# %% ../nbs/support/metrics.ipynb #608221e9
+# %% ../nbs/support/metrics.ipynb #4bcadc1c
 def _check(X, candidates):
     require(X.ndim == 2 and candidates.ndim == 2 and X.shape[1] == candidates.shape[1] and len(candidates) >= 1,
             'candidates.shape', tuple(candidates.shape), f'(k, {X.shape[-1]}) with k >= 1', 'flatten images to rows of the same length as the training samples')
@@ -23,7 +23,7 @@ def nearest_l2(
     _check(X, candidates)
     return torch.cdist(X.double(), candidates.double(), compute_mode='donot_use_mm_for_euclid_dist').min(1)
 
-# %% ../nbs/support/metrics.ipynb #2f873e64
+# %% ../nbs/support/metrics.ipynb #5d061bce
 def nearest_ssim(
     X:Tensor, # (n, d) training samples, mean-subtracted
     candidates:Tensor, # (k, d)
@@ -43,7 +43,7 @@ def nearest_ssim(
     scores = [structural_similarity(a, b, data_range=1., channel_axis=2 if len(shape) == 3 else None) for a, b in pairs]
     return torch.tensor(scores, dtype=torch.float64), best
 
-# %% ../nbs/support/metrics.ipynb #debbd011
+# %% ../nbs/support/metrics.ipynb #094d0c22
 def baselines(
     X:Tensor, # (n, d) training samples, n >= 2
     score # from (X (n, d), candidates (k, d)) to (scores (n,), indices), e.g. `nearest_l2`
@@ -53,7 +53,7 @@ def baselines(
     others = [score(X[i:i+1], torch.cat([X[:i], X[i+1:]]))[0] for i in range(len(X))]
     return {'mean_image': score(X, X.mean(0, keepdim=True))[0], 'nearest_other': torch.cat(others)}
 
-# %% ../nbs/support/metrics.ipynb #57ed9b8d
+# %% ../nbs/support/metrics.ipynb #a7f4effe
 def summarize(
     scores:Tensor, # (n,) distances, lower is better
     nearest_other:Tensor, # (n,) the baseline

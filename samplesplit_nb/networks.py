@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 from .checks import require
 
-# %% ../nbs/support/networks.ipynb #1a9d5c44
+# %% ../nbs/support/networks.ipynb #3fc1005d
 @dataclass(frozen=True)
 class SmoothReLU:
     "`softplus(b t) / b`, which tends to ReLU as the sharpness b grows (Loo et al. 2024); `sharpness=None` is ReLU itself"
@@ -27,7 +27,7 @@ class SmoothReLU:
         "Its derivative, itself differentiable when smooth"
         return (z > 0).to(z.dtype) if self.sharpness is None else torch.sigmoid(self.sharpness*z)
 
-# %% ../nbs/support/networks.ipynb #86fd692f
+# %% ../nbs/support/networks.ipynb #682727bf
 class MLP(nn.Module):
     "Perceptron with the given layer widths; parameters in the order weight, bias, weight, bias, ..."
     def __init__(self,

@@ -15,7 +15,7 @@ from torch import Tensor
 from .checks import require, require_finite
 from .networks import MLP, SmoothReLU
 
-# %% ../nbs/01_objectives.ipynb #8510cd1a
+# %% ../nbs/01_objectives.ipynb #d5ff15ea
 class TangentFeatures(NamedTuple):
     "The factors of grad_theta Phi(x_i) for a batch of k inputs: layer l has delta_l (outer) h_{l-1} for its weight and delta_l for its bias"
     inputs:list # h_{l-1}, each (k, width l-1)
@@ -39,7 +39,7 @@ def tangent_features(
         deltas.insert(0, backs[0]*slope)
     return TangentFeatures(inputs, deltas, slopes, backs)
 
-# %% ../nbs/01_objectives.ipynb #67cc7922
+# %% ../nbs/01_objectives.ipynb #57aeb3ab
 def _by_layer(network, vector):
     "Pair each layer's (weight, bias) part of a parameter-shaped list; None where the layer has no bias"
     parts = iter(vector)
@@ -74,7 +74,7 @@ def gram(network:MLP, a:TangentFeatures, b:TangentFeatures=None)->Tensor: # (k_a
         total = total + (da @ db.T)*(ha @ hb.T + (layer.bias is not None))
     return total
 
-# %% ../nbs/01_objectives.ipynb #d572a14f
+# %% ../nbs/01_objectives.ipynb #50ddc668
 def _slope_rate(activation, slope):
     "sigma'' of the smoothed ReLU from its slope; zero for the exact one"
     return slope*(1 - slope)*activation.sharpness if activation.sharpness else torch.zeros_like(slope)
@@ -93,7 +93,7 @@ def tangent_inner_grad(
         back = torch.addmm(features.deltas[l] @ parts[l][0], dz, network.layers[l].weight)
     return tangents[-1][:, 0], back
 
-# %% ../nbs/01_objectives.ipynb #c95e8e4d
+# %% ../nbs/01_objectives.ipynb #d4c73bb5
 RIDGE = {torch.float32: 1e-6, torch.float64: 1e-12} # relative to the mean diagonal of G; chosen in 01_objectives ("Which ridge?")
 
 def least_squares_multipliers(
@@ -107,7 +107,7 @@ def least_squares_multipliers(
     A = A + torch.eye(len(A), dtype=A.dtype, device=A.device)*(ridge*A.diagonal().mean())
     return torch.linalg.solve(A, c.double()).to(c.dtype)
 
-# %% ../nbs/01_objectives.ipynb #531cae0d
+# %% ../nbs/01_objectives.ipynb #651f30a5
 class ReconstructionObjective:
     "L(x, lam) = || target - sum_i lam_i f(theta; x_i) ||^2 (paper, eq. 5.1) plus a pixel-box penalty; subclasses define f by `weighted_sum`, `inner` and `multipliers`"
     def __init__(self,
@@ -154,7 +154,7 @@ class ReconstructionObjective:
         lam = self.multipliers(x)
         return *self.value_and_grad(x, lam)[:2], lam
 
-# %% ../nbs/01_objectives.ipynb #80ff7416
+# %% ../nbs/01_objectives.ipynb #c400b27c
 class MapObjective(ReconstructionObjective):
     "The objective of an explicit map f: (k, d) -> (k, P), for small P"
     def __init__(self, f, target:Tensor, d:int, box=None, box_weight:float=0.1):
@@ -166,7 +166,7 @@ class MapObjective(ReconstructionObjective):
         F = self.f(x).detach()
         return least_squares_multipliers(F @ F.T, F @ self.target[0])
 
-# %% ../nbs/01_objectives.ipynb #96e0ec1d
+# %% ../nbs/01_objectives.ipynb #b80bfcce
 class PerceptronObjective(ReconstructionObjective):
     "The closed form for f(x) = grad_theta Phi(network; x), where the network is a one-output `MLP`"
     def __init__(self, network:MLP, target:list, sharpness:float|None=200., box=None, box_weight:float=0.1):
@@ -213,7 +213,7 @@ class PerceptronObjective(ReconstructionObjective):
         lam = self.multipliers(x, fs)
         return *self.value_and_grad(x, lam, fs)[:2], lam
 
-# %% ../nbs/01_objectives.ipynb #f0c8ac7d
+# %% ../nbs/01_objectives.ipynb #c1c89c30
 class NTKObjective(PerceptronObjective):
     "The attack of Loo et al. (2024): target theta - theta_0, map f(x) = grad_theta Phi(theta_0; x), both networks known"
     def __init__(self,

@@ -15,7 +15,7 @@ from torch import Tensor
 from .checks import require, require_candidates
 from .objectives import ReconstructionObjective
 
-# %% ../nbs/02_splitting.ipynb #291015ae
+# %% ../nbs/02_splitting.ipynb #24e5f0c7
 def splitting_product(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d) candidates
@@ -33,7 +33,7 @@ def splitting_product(
         return -2*lam.detach()[:, None]*hv
     return matvec
 
-# %% ../nbs/02_splitting.ipynb #a66a9b21
+# %% ../nbs/02_splitting.ipynb #85063f3d
 def splitting_matrix(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d)
@@ -49,7 +49,7 @@ def splitting_matrix(
         rows.append(matvec(v)[i])
     return torch.stack(rows)
 
-# %% ../nbs/02_splitting.ipynb #44a594dd
+# %% ../nbs/02_splitting.ipynb #64aa1744
 def lanczos_min(
     matvec, # from (k, d) to (k, d): row i is A_i v_i, each A_i symmetric
     start:Tensor, # (k, d) start vectors, no row zero
@@ -79,7 +79,7 @@ def lanczos_min(
     lowest = ritz_vectors[:, :, 0]
     return ritz_values[:, 0], torch.einsum('jkd,kj->kd', basis, lowest), betas[-1]*lowest[:, -1].abs()
 
-# %% ../nbs/02_splitting.ipynb #cff6d9b2
+# %% ../nbs/02_splitting.ipynb #bf87b29c
 def _randn_like(x, generator):
     "Normal numbers drawn on the CPU in float64, so that a seed means the same on every device and dtype"
     return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
@@ -96,7 +96,7 @@ def min_curvature(
     values, vectors, _ = lanczos_min(splitting_product(objective, x, lam), _randn_like(x, generator), min(num_matvecs, objective.d))
     return values, vectors
 
-# %% ../nbs/02_splitting.ipynb #0e7ffb04
+# %% ../nbs/02_splitting.ipynb #50482d0b
 def offspring(
     x:Tensor, # (k, d)
     lam:Tensor, # (k,)
@@ -111,7 +111,7 @@ def offspring(
     parents = torch.cat([torch.arange(len(x), device=x.device), chosen])
     return torch.cat([plus, x[chosen] - eta*directions]), torch.cat([half, half[chosen]]), parents
 
-# %% ../nbs/02_splitting.ipynb #5a3de2c6
+# %% ../nbs/02_splitting.ipynb #12397a64
 @dataclass(frozen=True)
 class SplitRule:
     "When, which, along what and how far to split; ValueError for impossible values"
@@ -146,7 +146,7 @@ class SplitRule:
         "Is there a splitting event before gradient step `step`, after `events` earlier ones?"
         return step > 0 and step % self.every == 0 and (self.max_events is None or events < self.max_events)
 
-# %% ../nbs/02_splitting.ipynb #fa0666c6
+# %% ../nbs/02_splitting.ipynb #5646da35
 @dataclass
 class Split:
     "What happened at one splitting event"
@@ -182,7 +182,7 @@ def _choose(objective, values, rule, event, generator):
     if rule.selection == 'random': order = torch.randperm(len(values), generator=generator).to(order.device)
     return order[:count]
 
-# %% ../nbs/02_splitting.ipynb #6240afc4
+# %% ../nbs/02_splitting.ipynb #aff619e9
 def split_samples(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d)
@@ -214,7 +214,7 @@ def split_samples(
     new_x, new_lam, parents = offspring(x, lam, chosen, vectors[chosen], eta)
     return new_x, new_lam, Split(step, len(x), values, chosen, parents, eta, predicted, before, after, result)
 
-# %% ../nbs/02_splitting.ipynb #99a12bf1
+# %% ../nbs/02_splitting.ipynb #db6e57fd
 def inherit_state(
     old:torch.optim.Optimizer, # before the split
     new:torch.optim.Optimizer, # freshly made for the new tensors, in the same order
@@ -231,7 +231,7 @@ def inherit_state(
             else: state = {}; break
         if state: new.state[q] = state
 
-# %% ../nbs/02_splitting.ipynb #cb93ff31
+# %% ../nbs/02_splitting.ipynb #fba83c67
 def warm_restarts(
     period:int, # steps from one restart to the next
     warmup:int=50 # steps of linear warm-up after each restart
@@ -247,7 +247,7 @@ def geometric(start:float, end:float, steps:int): # step -> value
     "From `start` at step 0 to `end` at step `steps`, by equal factors"
     return lambda step: start*(end/start)**min(step/max(steps, 1), 1)
 
-# %% ../nbs/02_splitting.ipynb #d7c6c759
+# %% ../nbs/02_splitting.ipynb #2fcba63c
 @dataclass
 class History:
     "One entry per report"
@@ -269,7 +269,7 @@ class ReconstructionError(RuntimeError):
     "The loss or the candidates stopped being finite; `last` is the `Reconstruction` at the last report before that"
     def __init__(self, message, last): super().__init__(message); self.last = last
 
-# %% ../nbs/02_splitting.ipynb #ea9244e6
+# %% ../nbs/02_splitting.ipynb #f0a29668
 class _Phase1:
     "An optimiser over x, and over lam unless lam is eliminated; knows how to carry on after a split"
     def __init__(self, x, lam, optimizer, lr, lr_multipliers):
@@ -300,7 +300,28 @@ class _Phase1:
         self._set(x, lam)
         inherit_state(old, self.opt, parents)
 
-# %% ../nbs/02_splitting.ipynb #e54d92bf
+# %% ../nbs/02_splitting.ipynb #d3652368
+class _Recorder:
+    "Keeps the history and the last good state, and calls the callback"
+    def __init__(self, callback, phase1):
+        self.callback, self.history, self.start, self.paused = callback, History(), time.perf_counter(), 0.
+        self.last = phase1.x.clone(), phase1.lam.clone(), 0
+
+    def __call__(self, step, value, phase1, splits)->bool:
+        "One report; True if the callback wants to stop, ReconstructionError if the loss or x is not finite"
+        loss, h = value.item(), self.history
+        if not (math.isfinite(loss) and bool(torch.isfinite(phase1.x).all())):
+            x, lam, when = self.last
+            raise ReconstructionError(f'loss={loss} at step {step}: the loss and the candidates must stay finite; use a smaller lr (now {phase1.lr}) or a smaller sharpness. '
+                                      f'The state of step {when} is kept in `last`', Reconstruction(x, lam, h, splits, f'diverged at step {step}'))
+        self.last = phase1.x.clone(), phase1.lam.clone(), step
+        tick = time.perf_counter()
+        for entries, new in ((h.step, step), (h.loss, loss), (h.num_candidates, len(phase1.x)), (h.seconds, tick - self.start - self.paused)): entries.append(new)
+        stop = self.callback is not None and self.callback(step, loss, phase1.x, phase1.lam) is True
+        self.paused += time.perf_counter() - tick
+        return stop
+
+# %% ../nbs/02_splitting.ipynb #19300e84
 adam = lambda groups: torch.optim.Adam(groups, betas=(0.9, 0.99)) # a short second-moment memory forgets the scale before a split; see 04_experiments
 
 @torch.no_grad()
@@ -325,35 +346,18 @@ def reconstruct(
     for name, value in (('steps', steps), ('report_every', report_every)):
         require(isinstance(value, int) and value >= 1, name, value, 'a whole number, at least 1', 'use a few thousand steps, a report every 10')
     require(lr > 0 and math.isfinite(lr), 'lr', lr, 'positive and finite', 'use 0.02')
-    generator, run = torch.Generator().manual_seed(seed), _Phase1(x, lam, optimizer, lr, lr_multipliers)
-    history, splits, start, paused = History(), [], time.perf_counter(), 0.
-    snapshot = run.x.clone(), run.lam.clone()
-
-    def report(step, value):
-        "Record, check, call back; True to stop"
-        nonlocal snapshot, paused
-        loss = value.item()
-        if not (math.isfinite(loss) and bool(torch.isfinite(run.x).all())):
-            last = Reconstruction(*snapshot, history, splits, f'stopped: not finite at step {step}')
-            raise ReconstructionError(f'loss={loss} at step {step}: the iteration diverged; use a smaller lr (now {lr}) or a smaller sharpness. '
-                                      f'The state at step {history.step[-1] if history.step else 0} is kept in `last`', last)
-        snapshot = run.x.clone(), run.lam.clone()
-        for entry, new in zip((history.step, history.loss, history.num_candidates, history.seconds), (step, loss, len(run.x), time.perf_counter() - start - paused)): entry.append(new)
-        tick = time.perf_counter()
-        stop = callback is not None and callback(step, loss, run.x, run.lam) is True
-        paused += time.perf_counter() - tick
-        return stop
-
+    require(lr_multipliers is None or (lr_multipliers >= 0 and math.isfinite(lr_multipliers)), 'lr_multipliers', lr_multipliers, 'None, or a finite number, at least 0', 'None eliminates the multipliers')
+    phase1 = _Phase1(x, lam, optimizer, lr, lr_multipliers)
+    recorder, generator, splits = _Recorder(callback, phase1), torch.Generator().manual_seed(seed), []
+    at = lambda step: objective if sharpness is None else objective.smoothed(sharpness(step))
+    result = lambda sentence: Reconstruction(phase1.x, phase1.lam, recorder.history, splits, sentence)
     for step in range(steps):
-        now = objective if sharpness is None else objective.smoothed(sharpness(step))
         if rule is not None and rule.due(step, len(splits)):
-            new_x, new_lam, split = split_samples(now, run.x, run.lam, rule, generator, step, len(splits))
+            new_x, new_lam, split = split_samples(at(step), phase1.x, phase1.lam, rule, generator, step, len(splits))
             splits.append(split)
-            if len(split.chosen): run.after_split(new_x, new_lam, split.parents)
-        value = run.step(now, 1. if lr_factor is None else lr_factor(step))
-        if step % report_every == 0 and report(step, value):
-            return Reconstruction(run.x, run.lam, history, splits, f'stopped by the callback after {step + 1} steps')
-    final = objective if sharpness is None else objective.smoothed(sharpness(steps))
-    if lr_multipliers is None: run.lam.copy_(final.multipliers(run.x))
-    report(steps, final(run.x, run.lam))
-    return Reconstruction(run.x, run.lam, history, splits, f'finished {steps} steps with {len(run.x)} candidates')
+            if len(split.chosen): phase1.after_split(new_x, new_lam, split.parents)
+        value = phase1.step(at(step), 1. if lr_factor is None else lr_factor(step))
+        if step % report_every == 0 and recorder(step, value, phase1, splits): return result(f'stopped by the callback after {step + 1} steps')
+    if lr_multipliers is None: phase1.lam.copy_(at(steps).multipliers(phase1.x))
+    recorder(steps, at(steps)(phase1.x, phase1.lam), phase1, splits)
+    return result(f'finished {steps} steps with {len(phase1.x)} candidates')

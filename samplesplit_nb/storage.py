@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 
-# %% ../nbs/support/storage.ipynb #37a60346
+# %% ../nbs/support/storage.ipynb #690c95ea
 @contextmanager
 def atomic_path(path:str|Path):
     "A temporary path with the same suffix to write to; it becomes `path` when the block ends well, and vanishes otherwise"
@@ -31,7 +31,7 @@ def _umask():
     mask = os.umask(0); os.umask(mask)
     return mask
 
-# %% ../nbs/support/storage.ipynb #a2827bc5
+# %% ../nbs/support/storage.ipynb #913e18de
 def save_json(path:str|Path, value)->None:
     "Write a JSON file atomically; ValueError if a number is nan or inf"
     text = json.dumps(value, indent=1, allow_nan=False)
@@ -50,7 +50,7 @@ def load_arrays(path:str|Path)->dict:
     "Read an .npz file; nothing in it is ever unpickled"
     with np.load(path, allow_pickle=False) as f: return {k: f[k] for k in f.files}
 
-# %% ../nbs/support/storage.ipynb #199cfdb2
+# %% ../nbs/support/storage.ipynb #097303fa
 def save_figure(path:str|Path, fig, dpi:int=150)->None:
     "Save a matplotlib figure as an image, atomically"
     with atomic_path(path) as p: fig.savefig(p, dpi=dpi, bbox_inches='tight')

@@ -14,7 +14,7 @@ from .checks import require, require_finite
 from .networks import MLP
 from .objectives import gram, tangent_features, tangent_inner, weighted_sum
 
-# %% ../nbs/support/training.ipynb #32d230a1
+# %% ../nbs/support/training.ipynb #428202b5
 @dataclass
 class NTKTraining:
     "A linearised network trained to interpolation"

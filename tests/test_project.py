@@ -1,0 +1,84 @@
+"The tree itself: exported files, saved outputs, runtime requirements, saved results"
+import json, re, subprocess, sys
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+cells = lambda path: json.loads(path.read_text())['cells']
+source = lambda cell: ''.join(cell['source'])
+
+
+def test_every_module_has_its_notebook_and_none_is_left_over():
+    exported = {m.group(1) for p in NOTEBOOKS for c in cells(p) for m in [re.search(r'^#\| *default_exp +(\w+)', source(c), re.M)] if m}
+    modules = {p.stem for p in (ROOT/'samplesplit_nb').glob('*.py') if not p.stem.startswith('_')}
+    assert exported == modules
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_was_executed_and_shows_no_error(path):
+    code = [c for c in cells(path) if c['cell_type'] == 'code']
+    assert not any(o['output_type'] == 'error' for c in code for o in c['outputs'])
+    if path.stem not in ('checks', 'storage', 'training', 'data'): assert any(c['outputs'] for c in code), 'run tools/execute_nbs.py'
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_imports_stand_alone_in_their_cell(path):
+    "The site's builder runs every cell that holds an import; one mixed with other code would fail there"
+    for cell in cells(path):
+        lines = [l for l in source(cell).splitlines() if l.strip() and not l.startswith('#')]
+        if cell['cell_type'] == 'code' and any(re.match(r'(import|from) ', l) for l in lines):
+            assert all(re.match(r'(import|from) ', l) for l in lines), source(cell)
+
+
+def test_the_package_imports_with_little():
+    "On a bare GPU machine there are torch, numpy, scikit-image and matplotlib, but neither nbdev nor tqdm"
+    modules = [p.stem for p in (ROOT/'samplesplit_nb').glob('*.py') if not p.stem.startswith('_')]
+    absent = ['nbdev', 'fastcore', 'execnb', 'tqdm', 'torchvision', 'ipywidgets', 'IPython', 'pandas']
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); " + '; '.join(f'import samplesplit_nb.{m}' for m in modules)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_runtime_requirements_are_few_and_open_above():
+    settings = (ROOT/'settings.ini').read_text()
+    requirements = re.search(r'^requirements *= *(.+)$', settings, re.M).group(1)
+    assert '<' not in requirements and '==' not in requirements and len(requirements.split()) <= 7
+
+
+def test_layers_call_downwards_only():
+    "Who may import whom: the picture in CONTRIBUTING.md"
+    below = {'checks': [], 'networks': ['checks'], 'objectives': ['checks', 'networks'], 'splitting': ['checks', 'objectives'], 'training': ['checks', 'networks', 'objectives'],
+             'data': ['checks'], 'metrics': ['checks'], 'storage': ['checks'], 'figures': ['checks'],
+             'experiments': ['checks', 'data', 'figures', 'metrics', 'networks', 'objectives', 'splitting', 'storage', 'training'], 'cli': ['checks', 'experiments', 'splitting']}
+    for path in (ROOT/'samplesplit_nb').glob('*.py'):
+        if path.stem.startswith('_'): continue
+        imported = set(re.findall(r'(?:from|import) samplesplit_nb\.(\w+)', path.read_text()))
+        assert imported <= set(below[path.stem]), path.stem
+
+
+RECORDS = sorted((ROOT/'results'/'demo'/'small').glob('seed*.json'))
+
+
+def test_saved_study_shows_what_the_readme_promises():
+    "Seeds 0-4, equal steps: splitting lowers the mean L2 by at least 40 % and improves at least 17 of 20 samples in the median seed"
+    from statistics import median
+    assert [p.stem for p in RECORDS] == [f'seed{i}' for i in range(5)]
+    drops, improved = [], []
+    for path in RECORDS:
+        table = {row['method']: row for row in json.loads(path.read_text())['table']}
+        assert table['plain']['steps'] == table['split']['steps']
+        drops.append(1 - table['split']['mean']/table['plain']['mean']); improved.append(table['split']['improved'])
+    assert median(drops) >= .4 and median(improved) >= 17
+
+
+@pytest.mark.parametrize('path', RECORDS, ids=lambda p: p.stem)
+def test_saved_tables_follow_from_the_saved_scores(path):
+    "No number in a results file is free-standing"
+    record = json.loads(path.read_text())
+    other, plain = record['baselines']['nearest_other'], record['runs']['plain']['scores']
+    for row in record['table']:
+        scores = record['runs'][row['method']]['scores'] if row['method'] in record['runs'] else record['baselines'][row['method'].split(': ')[1].replace(' ', '_')]
+        assert abs(sum(scores)/len(scores) - row['mean']) < 1e-3
+        if 'improved' in row: assert abs(sum(s < p for s, p in zip(scores, plain)) - row['improved']) <= 1
+        if 'beat_nearest_other' in row: assert sum(s < o for s, o in zip(scores, other)) == row['beat_nearest_other']

@@ -182,7 +182,7 @@ def _choose(objective, values, rule, event, generator):
     if rule.selection == 'random': order = torch.randperm(len(values), generator=generator).to(order.device)
     return order[:count]
 
-# %% ../nbs/02_splitting.ipynb #aff619e9
+# %% ../nbs/02_splitting.ipynb #6f6ba368
 def split_samples(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d)
@@ -192,11 +192,11 @@ def split_samples(
     step:int=0, # for the record
     event:int=0 # number of splitting events before this one
 )->tuple: # (x, lam, Split)
-    "One splitting event of Algorithm 1, for all candidates below the threshold at once"
+    "One splitting event of Algorithm 1, for all candidates below the threshold at once; ValueError for bad shapes or non-finite numbers"
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     with torch.no_grad():
-        before = objective.loss(x, lam).item()
         matvec = splitting_product(objective, x, lam)
+        before = objective.loss(x, lam).item()
         values, vectors, _ = lanczos_min(matvec, _randn_like(x, generator), min(rule.num_matvecs, objective.d))
         chosen = _choose(objective, values, rule, event, generator)
         if rule.direction == 'random': vectors = torch.nn.functional.normalize(_randn_like(x, generator))

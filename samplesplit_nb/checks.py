@@ -20,7 +20,7 @@ def require(
     "Raise a `ValueError` naming the argument, its value, the rule and the remedy, unless `ok`"
     if not ok: raise ValueError(f"{name}={value}: {name} must be {allowed}; {remedy}")
 
-# %% ../nbs/support/checks.ipynb #9fc9006f
+# %% ../nbs/support/checks.ipynb #4cb9fac8
 def require_finite(
     name:str, # the argument's name
     value:Tensor, # any shape
@@ -28,28 +28,35 @@ def require_finite(
 ):
     "Raise a `ValueError` if a tensor holds nan or inf, and say how many"
     bad = int((~torch.isfinite(value)).sum())
-    require(bad == 0, name, f'<{bad} of {value.numel()} entries nan or inf>', 'finite', remedy)
+    require(bad == 0, name, f'<{bad} of {value.numel()} entries nan or inf>',
+            'finite', remedy)
 
-# %% ../nbs/support/checks.ipynb #bb0eeed4
+# %% ../nbs/support/checks.ipynb #c5b3b0b7
 def require_candidates(
     x:Tensor, # (k, d) candidate samples
     lam:Tensor, # (k,) multipliers, the paper's lambda
     d:int # the dimension the network expects
 ):
     "Raise a `ValueError` unless x is (k, d), lam is (k,), k >= 1, both finite and alike in dtype and device"
-    require(x.ndim == 2 and x.shape[1] == d, 'x.shape', tuple(x.shape), f'(k, {d})', 'flatten each image to one row')
+    require(x.ndim == 2 and x.shape[1] == d, 'x.shape', tuple(x.shape), f'(k, {d})',
+            'flatten each image to one row')
     require(len(x) >= 1, 'k', len(x), 'at least 1', 'start from at least one candidate')
-    require(lam.shape == (len(x),), 'lam.shape', tuple(lam.shape), f'({len(x)},), one multiplier per candidate', 'reshape lam')
-    require(lam.dtype == x.dtype and lam.device == x.device, 'lam', f'<{lam.dtype} on {lam.device}>',
+    require(lam.shape == (len(x),), 'lam.shape', tuple(lam.shape),
+            f'({len(x)},), one multiplier per candidate', 'reshape lam')
+    require(lam.dtype == x.dtype and lam.device == x.device,
+            'lam', f'<{lam.dtype} on {lam.device}>',
             f'{x.dtype} on {x.device} like x', 'use lam.to(x)')
-    require_finite('x', x); require_finite('lam', lam)
+    require_finite('x', x)
+    require_finite('lam', lam)
 
-# %% ../nbs/support/checks.ipynb #45c31c26
+# %% ../nbs/support/checks.ipynb #fc66da33
 def pick_device(
     name:str='auto' # 'auto', 'cpu', 'cuda', 'cuda:1', ...
 )->torch.device: # a device that works here; ValueError otherwise
     "The named device, checked by putting a number on it"
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
     try: return torch.ones(1, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as e: error = str(e).splitlines()[0]
-    require(False, 'device', name, 'auto, cpu or a device that torch can use here', f'try --device auto (torch says: {error})')
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        error = str(e).splitlines()[0]
+    require(False, 'device', name, 'auto, cpu or a device that torch can use here',
+            f'try --device auto (torch says: {error})')

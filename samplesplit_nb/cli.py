@@ -10,16 +10,23 @@ import argparse, os, sys
 from pathlib import Path
 from .checks import require
 
-# %% ../nbs/support/cli.ipynb #90ca0069
+# %% ../nbs/support/cli.ipynb #fbb9375d
 def _parser():
     "The command line's words; defaults are those of `Experiment`"
     from samplesplit_nb.experiments import Experiment
     e = Experiment()
-    top = argparse.ArgumentParser(prog='samplesplit', description="Reconstruct training data from a network's weights.")
-    demo = top.add_subparsers(dest='command', required=True).add_parser('demo', help='recover training faces from a network, without and with sample splitting',
-        description="Train a d-WIDTH-WIDTH-1 ReLU network on n real images in the NTK regime, forget the images, and reconstruct them from the weights alone: twice from the same start with the same "
-                    "number of gradient steps, plain and with sample splitting. Prints a table; writes reconstructions.png, loss.png, metrics.json and reconstruction.npz.")
-    add = lambda name, default, text, **kw: demo.add_argument(f'--{name}', default=default, help=f'{text} (default {default})', **{'type': type(default), **kw})
+    top = argparse.ArgumentParser(
+        prog='samplesplit', description="Reconstruct training data from a network's weights.")
+    demo = top.add_subparsers(dest='command', required=True).add_parser(
+        'demo', help='recover training faces from a network, without and with sample splitting',
+        description="Train a d-WIDTH-WIDTH-1 ReLU network on n real images in the NTK regime, "
+                    "forget the images, and reconstruct them from the weights alone: twice "
+                    "from the same start with the same number of gradient steps, plain and "
+                    "with sample splitting. Prints a table; writes reconstructions.png, "
+                    "loss.png, metrics.json and reconstruction.npz.")
+    add = lambda name, default, text, **kw: demo.add_argument(
+        f'--{name}', default=default, help=f'{text} (default {default})',
+        **{'type': type(default), **kw})
     add('n', e.n, 'training images, half faces, half non-faces; 2 to 200')
     add('k', e.k, 'candidates to start from; the attacker does not know n')
     add('width', e.width, 'neurons in each hidden layer')
@@ -27,18 +34,25 @@ def _parser():
     add('splits', e.splits, 'splitting events, evenly spaced over the steps')
     add('seed', e.seed, 'draws the images, the initial weights and the starting candidates')
     add('device', e.device, 'where to compute: auto, cpu, cuda, ...')
-    add('out', 'runs/demo', 'folder for pictures and numbers, made if needed', metavar='DIR')
-    demo.add_argument('--controls', action='store_true', help='also run what else might explain the gain: random directions, random choice, both, as many candidates from the start, '
-                                                                'k = n, k = 2n, a learning rate without restarts, and plain descent for as many seconds (about five times the time)')
+    add('out', 'runs/demo', 'folder for pictures and numbers, made if needed',
+        metavar='DIR')
+    demo.add_argument(
+        '--controls', action='store_true',
+        help='also run what else might explain the gain: random directions, random choice, '
+             'both, as many candidates from the start, k = n, k = 2n, a learning rate '
+             'without restarts, and plain descent for as many seconds (about five times '
+             'the time)')
     return top
 
-# %% ../nbs/support/cli.ipynb #f811d13c
+# %% ../nbs/support/cli.ipynb #63e72411
 def _writable(out):
     "The folder as a path; OSError or ValueError if it cannot be written"
     out = Path(out)
-    require(not out.exists() or out.is_dir(), 'out', out, 'a folder', 'choose another --out')
+    require(not out.exists() or out.is_dir(), 'out', out,
+            'a folder', 'choose another --out')
     out.mkdir(parents=True, exist_ok=True)
-    require(os.access(out, os.W_OK), 'out', out, 'a folder you may write to', 'choose another --out')
+    require(os.access(out, os.W_OK), 'out', out,
+            'a folder you may write to', 'choose another --out')
     return out
 
 def demo(
@@ -46,13 +60,17 @@ def demo(
 )->None:
     "Run the demonstration, print its table and save everything"
     from samplesplit_nb.experiments import Experiment, format_table, run, save_result
-    e = Experiment(**{name: getattr(args, name) for name in ('n', 'k', 'width', 'steps', 'splits', 'seed', 'device')})
+    e = Experiment(**{name: getattr(args, name) for name in
+                      ('n', 'k', 'width', 'steps', 'splits', 'seed', 'device')})
     out = _writable(args.out)
-    print(f'Training a network on {e.n} images, then reconstructing them from its weights, starting from k = {e.k} candidates.', flush=True)
+    print(f'Training a network on {e.n} images, then reconstructing them from its weights, '
+          f'starting from k = {e.k} candidates.', flush=True)
     result = run(e, with_controls=args.controls, progress=True)
     print('\n' + format_table(result.rows(), e.n) + '\n')
     plain, split = (r.scores for r in result.runs[:2])
-    print(f'Splitting changes the mean L2 distance from {plain.mean():.2f} to {split.mean():.2f} ({split.mean()/plain.mean() - 1:+.0%}); {int((split < plain).sum())} of {e.n} images come out better.')
+    print(f'Splitting changes the mean L2 distance from {plain.mean():.2f} to '
+          f'{split.mean():.2f} ({split.mean()/plain.mean() - 1:+.0%}); '
+          f'{int((split < plain).sum())} of {e.n} images come out better.')
     for s in result.runs[1].reconstruction.splits: print(f'  step {s.step}: {s.result}')
     for path in save_result(result, out): print(f'wrote {path}')
 

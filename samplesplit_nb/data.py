@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from .checks import require
 
-# %% ../nbs/support/data.ipynb #97b35504
+# %% ../nbs/support/data.ipynb #55a9585e
 @dataclass(frozen=True)
 class ImageData:
     "n labelled images, ready for training"
@@ -29,9 +29,10 @@ class ImageData:
 
     def pixels(self, x:Tensor)->np.ndarray: # (k, *shape) in [0, 1]
         "Images of mean-subtracted rows x (k, d): mean added, clipped to [0, 1]"
-        return (x.detach().to(self.mean) + self.mean).clamp(0, 1).cpu().numpy().reshape(-1, *self.shape)
+        return ((x.detach().to(self.mean) + self.mean).clamp(0, 1)
+                .cpu().numpy().reshape(-1, *self.shape))
 
-# %% ../nbs/support/data.ipynb #30c6a897
+# %% ../nbs/support/data.ipynb #1e616935
 def _faces():
     "(images (200, 25, 25) in [0, 1], labels (200,)): 100 faces, then 100 non-faces"
     from skimage.data import lfw_subset
@@ -45,15 +46,20 @@ def load_data(
     seed:int|None=None # which images: a random draw, or with None the first of each class in file order
 )->ImageData: # ValueError for an unknown name or an impossible n
     "n images, balanced between the two classes (one more positive if n is odd)"
-    require(name in SOURCES, 'name', repr(name), f'one of {sorted(SOURCES)}', "use 'faces', which needs no download")
+    require(name in SOURCES, 'name', repr(name), f'one of {sorted(SOURCES)}',
+            "use 'faces', which needs no download")
     images, labels = SOURCES[name]()
     most = 2*min(int((labels > 0).sum()), int((labels < 0).sum()))
-    require(isinstance(n, int) and 2 <= n <= most, 'n', n, f'a whole number from 2 to {most}', f'{name} has {most//2} images of the rarer class')
+    require(isinstance(n, int) and 2 <= n <= most, 'n', n,
+            f'a whole number from 2 to {most}',
+            f'{name} has {most//2} images of the rarer class')
     g = torch.Generator().manual_seed(0 if seed is None else seed)
     def draw(sign, count):
         where = np.flatnonzero(labels == sign)
-        return where[:count] if seed is None else where[torch.randperm(len(where), generator=g)[:count].numpy()]
+        return (where[:count] if seed is None
+                else where[torch.randperm(len(where), generator=g)[:count].numpy()])
     index = np.concatenate([draw(1., n - n//2), draw(-1., n//2)])
     flat = torch.from_numpy(images.reshape(len(images), -1))
     mean = flat.mean(0)
-    return ImageData(flat[index] - mean, torch.from_numpy(labels[index]), mean, images.shape[1:], name)
+    return ImageData(flat[index] - mean, torch.from_numpy(labels[index]), mean,
+                     images.shape[1:], name)

@@ -6,9 +6,9 @@
 __all__ = ['Experiment', 'Problem', 'prepare', 'Run', 'attack', 'controls', 'Result', 'format_table', 'metrics', 'run',
            'reconstruction_figure', 'loss_figure', 'save_result', 'study']
 
-# %% ../nbs/04_experiments.ipynb #0527b2eb
+# %% ../nbs/04_experiments.ipynb #fa83a635
 import platform
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
 import torch
@@ -19,11 +19,12 @@ from .figures import COLORS, image_grid, mark_splits, plot_curve
 from .metrics import baselines, nearest_l2, summarize
 from .networks import MLP
 from .objectives import NTKObjective
-from .splitting import Reconstruction, SplitRule, geometric, reconstruct, warm_restarts
+from .splitting import (
+    Reconstruction, SplitRule, geometric, reconstruct, warm_restarts)
 from .storage import load_json, save_arrays, save_figure, save_json
 from .training import NTKTraining, train_ntk
 
-# %% ../nbs/04_experiments.ipynb #e223cd1b
+# %% ../nbs/04_experiments.ipynb #c3f4e90e
 @dataclass(frozen=True)
 class Experiment:
     "Every setting of one reconstruction; ValueError for impossible ones"
@@ -46,9 +47,12 @@ class Experiment:
     def __post_init__(self):
         for name, least in (('n', 2), ('k', 1), ('width', 1), ('steps', 1), ('splits', 0)):
             value = getattr(self, name)
-            require(isinstance(value, int) and value >= least, name, value, f'a whole number, at least {least}', f'see the defaults of Experiment')
-        require(self.steps > self.splits, 'splits', self.splits, f'smaller than steps={self.steps}', 'use fewer splits or more steps')
-        require(0 < self.start_scale < float('inf'), 'start_scale', self.start_scale, 'positive and finite', 'use 0.2')
+            require(isinstance(value, int) and value >= least, name, value,
+                    f'a whole number, at least {least}', 'see the defaults of Experiment')
+        require(self.steps > self.splits, 'splits', self.splits,
+                f'smaller than steps={self.steps}', 'use fewer splits or more steps')
+        require(0 < self.start_scale < float('inf'), 'start_scale', self.start_scale,
+                'positive and finite', 'use 0.2')
         self.rule # its own checks
 
     @property
@@ -59,10 +63,12 @@ class Experiment:
     @property
     def rule(self)->SplitRule:
         "The splitting rule of this experiment"
-        return SplitRule(every=self.period, max_events=self.splits, threshold=self.threshold, relative=True, max_fraction=self.max_fraction,
-                         eta_max=self.eta_max, num_matvecs=self.num_matvecs)
+        return SplitRule(every=self.period, max_events=self.splits,
+                         threshold=self.threshold, relative=True,
+                         max_fraction=self.max_fraction, eta_max=self.eta_max,
+                         num_matvecs=self.num_matvecs)
 
-# %% ../nbs/04_experiments.ipynb #4991df84
+# %% ../nbs/04_experiments.ipynb #2dca3a8e
 @dataclass
 class Problem:
     "A trained network to attack, and the truth to judge by"
@@ -76,7 +82,8 @@ class Problem:
         "Random candidates: normal pixels, zero multipliers (the first step eliminates them anyway)"
         k = self.experiment.k if k is None else k
         g = torch.Generator().manual_seed(self.experiment.seed + 1000)
-        x = self.experiment.start_scale*torch.randn(k, self.objective.d, generator=g, dtype=torch.float64)
+        x = self.experiment.start_scale*torch.randn(k, self.objective.d, generator=g,
+                                                    dtype=torch.float64)
         return x.to(self.objective.target[0]), self.objective.target[0].new_zeros(k)
 
 def prepare(e:Experiment)->Problem:
@@ -85,10 +92,11 @@ def prepare(e:Experiment)->Problem:
     data = load_data(e.data, e.n, seed=e.seed)
     init = MLP([data.X.shape[1], e.width, e.width, 1], seed=e.seed, device=device)
     training = train_ntk(init, data.X, data.y)
-    objective = NTKObjective(training.model, init, sharpness=e.sharpness[1], box=data.box)
+    objective = NTKObjective(training.model, init, sharpness=e.sharpness[1],
+                             box=data.box)
     return Problem(e, data, training, objective, device)
 
-# %% ../nbs/04_experiments.ipynb #b59fbed0
+# %% ../nbs/04_experiments.ipynb #9e3aafe9
 @dataclass
 class Run:
     "One attack and how well it did"
@@ -107,7 +115,8 @@ class Run:
 def _progress(name, steps, show):
     "A callback that moves a tqdm bar, and the bar"
     from tqdm.auto import tqdm
-    bar = tqdm(total=steps, desc=f'{name:>24}', unit='step', disable=None if show else True, leave=True)
+    bar = tqdm(total=steps, desc=f'{name:>24}', unit='step',
+               disable=None if show else True, leave=True)
     def tick(step, loss, x, lam):
         bar.set_postfix(loss=f'{loss:.2e}', k=len(x), refresh=False)
         bar.update(min(step + 1, steps) - bar.n)
@@ -128,14 +137,17 @@ def attack(
     X, means = problem.data.X.to(problem.device), []
     tick, bar = _progress(name, steps, progress)
     def callback(step, loss, x, lam):
-        means.append(nearest_l2(X, x)[0].mean().item()); tick(step, loss, x, lam)
+        means.append(nearest_l2(X, x)[0].mean().item())
+        tick(step, loss, x, lam)
     x, lam = problem.start(k)
     with bar:
-        r = reconstruct(problem.objective, x, lam, steps=steps, rule=rule, lr=e.lr, lr_factor=warm_restarts(max(steps//(cycles or e.splits + 1), 1)),
-                        sharpness=geometric(*e.sharpness, steps), seed=e.seed, report_every=20, callback=callback)
+        r = reconstruct(problem.objective, x, lam, steps=steps, rule=rule, lr=e.lr,
+                        lr_factor=warm_restarts(max(steps//(cycles or e.splits + 1), 1)),
+                        sharpness=geometric(*e.sharpness, steps), seed=e.seed,
+                        report_every=20, callback=callback)
     return Run(name, len(x), steps, r, means, nearest_l2(X, r.x)[0].cpu())
 
-# %% ../nbs/04_experiments.ipynb #b0f6fcde
+# %% ../nbs/04_experiments.ipynb #98c18127
 def controls(
     problem:Problem,
     plain:Run, split:Run, # the two runs to explain
@@ -148,21 +160,30 @@ def controls(
     forced = lambda **kw: replace(e.rule, counts=counts, accept_any=True, **kw)
     final = len(split.reconstruction.x)
     longer = round(e.steps*split.seconds/plain.seconds)
-    todo = [('random direction', dict(rule=forced(direction='random'))), ('random choice', dict(rule=forced(selection='random'))),
-            ('random both', dict(rule=forced(direction='random', selection='random'))), ('plain, final k at start', dict(k=final)),
-            ('plain, k = n', dict(k=e.n)), ('plain, k = 2n', dict(k=2*e.n)),
-            ('plain, one lr cycle', dict(cycles=1)), ('plain, equal seconds', dict(steps=max(longer, 1)))]
+    todo = [('random direction', dict(rule=forced(direction='random'))),
+            ('random choice', dict(rule=forced(selection='random'))),
+            ('random both', dict(rule=forced(direction='random', selection='random'))),
+            ('plain, final k at start', dict(k=final)),
+            ('plain, k = n', dict(k=e.n)),
+            ('plain, k = 2n', dict(k=2*e.n)),
+            ('plain, one lr cycle', dict(cycles=1)),
+            ('plain, equal seconds', dict(steps=max(longer, 1)))]
     unknown = set(only or ()) - {name for name, _ in todo}
-    require(not unknown, 'only', sorted(unknown), f'among {[name for name, _ in todo]}', 'check the spelling')
-    return [attack(problem, name, progress=progress, **kw) for name, kw in todo if only is None or name in only]
+    require(not unknown, 'only', sorted(unknown),
+            f'among {[name for name, _ in todo]}', 'check the spelling')
+    return [attack(problem, name, progress=progress, **kw)
+            for name, kw in todo if only is None or name in only]
 
-# %% ../nbs/04_experiments.ipynb #96bdb15c
+# %% ../nbs/04_experiments.ipynb #cd5433a1
 def _environment(device):
     "What ran this: versions and device"
     from samplesplit_nb import __version__
     import skimage
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{platform.machine()} CPU, {torch.get_num_threads()} threads'
-    return dict(samplesplit_nb=__version__, python=platform.python_version(), torch=torch.__version__, numpy=np.__version__, scikit_image=skimage.__version__, device=name)
+    name = (torch.cuda.get_device_name(device) if device.type == 'cuda'
+            else f'{platform.machine()} CPU, {torch.get_num_threads()} threads')
+    return dict(samplesplit_nb=__version__, python=platform.python_version(),
+                torch=torch.__version__, numpy=np.__version__,
+                scikit_image=skimage.__version__, device=name)
 
 @dataclass
 class Result:
@@ -180,47 +201,68 @@ class Result:
         rows = []
         for r in self.runs:
             h = r.reconstruction.history
-            rows.append(dict(method=r.name, k_start=r.start_k, k_end=len(r.reconstruction.x), steps=r.steps, seconds=round(r.seconds, 2), loss=h.loss[-1],
-                             **summarize(r.scores, base['nearest_other'], None if r is plain else plain.scores)))
-        guesses = [dict(method=f'baseline: {name.replace("_", " ")}', **summarize(scores, base['nearest_other'])) for name, scores in base.items()]
-        return rows + guesses[:1] + [{k: v for k, v in guesses[1].items() if k != 'beat_nearest_other'}]
+            rows.append(dict(method=r.name, k_start=r.start_k, k_end=len(r.reconstruction.x),
+                             steps=r.steps, seconds=round(r.seconds, 2), loss=h.loss[-1],
+                             **summarize(r.scores, base['nearest_other'],
+                                         None if r is plain else plain.scores)))
+        guesses = [dict(method=f'baseline: {name.replace("_", " ")}',
+                        **summarize(scores, base['nearest_other']))
+                   for name, scores in base.items()]
+        return rows + guesses[:1] + [
+            {k: v for k, v in guesses[1].items() if k != 'beat_nearest_other'}]
 
-# %% ../nbs/04_experiments.ipynb #683b81b4
+# %% ../nbs/04_experiments.ipynb #b06ce6af
 def format_table(
     rows:list, # as from `Result.rows`
     n:int # training images
 )->str:
     "The rows as a plain-text table"
     cell = lambda row, key, text: text.format(row[key]) if key in row else '-'
-    head = ('method', 'k', 'steps', 'seconds', 'objective', 'mean L2', 'median L2', 'beat nearest other', 'better than plain')
+    head = ('method', 'k', 'steps', 'seconds', 'objective', 'mean L2', 'median L2',
+            'beat nearest other', 'better than plain')
     lines = [head]
     for r in rows:
-        k = '-' if 'k_start' not in r else f"{r['k_start']}" + (f" -> {r['k_end']}" if r['k_end'] != r['k_start'] else '')
-        lines.append((r['method'], k, cell(r, 'steps', '{}'), cell(r, 'seconds', '{:.1f}'), cell(r, 'loss', '{:.1e}'), cell(r, 'mean', '{:.2f}'),
-                      cell(r, 'median', '{:.2f}'), cell(r, 'beat_nearest_other', '{} of ' + str(n)), cell(r, 'improved', '{} of ' + str(n))))
+        k = '-' if 'k_start' not in r else (
+            f"{r['k_start']}" + (f" -> {r['k_end']}" if r['k_end'] != r['k_start'] else ''))
+        lines.append((r['method'], k, cell(r, 'steps', '{}'), cell(r, 'seconds', '{:.1f}'),
+                      cell(r, 'loss', '{:.1e}'), cell(r, 'mean', '{:.2f}'),
+                      cell(r, 'median', '{:.2f}'),
+                      cell(r, 'beat_nearest_other', '{} of ' + str(n)),
+                      cell(r, 'improved', '{} of ' + str(n))))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    show = lambda line: '  '.join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip()
-    return '\n'.join([show(head), '  '.join('-'*w for w in widths)] + [show(line) for line in lines[1:]])
+    show = lambda line: '  '.join(c.ljust(w) if i == 0 else c.rjust(w)
+                                  for i, (c, w) in enumerate(zip(line, widths))).rstrip()
+    return '\n'.join([show(head), '  '.join('-'*w for w in widths)]
+                     + [show(line) for line in lines[1:]])
 
-# %% ../nbs/04_experiments.ipynb #a8111222
+# %% ../nbs/04_experiments.ipynb #bc4612b5
 def _curve(run, every=5):
     "A run's history, thinned, as rounded lists"
     h, keep = run.reconstruction.history, slice(None, None, every)
     sig = lambda v: float(f'{v:.4g}')
-    return dict(step=h.step[keep], loss=[sig(v) for v in h.loss[keep]], mean_l2=[sig(v) for v in run.mean_l2[keep]], k=h.num_candidates[keep], seconds=[round(v, 2) for v in h.seconds[keep]])
+    return dict(step=h.step[keep], loss=[sig(v) for v in h.loss[keep]],
+                mean_l2=[sig(v) for v in run.mean_l2[keep]], k=h.num_candidates[keep],
+                seconds=[round(v, 2) for v in h.seconds[keep]])
 
 def metrics(result:Result)->dict: # ready for JSON
     "Every number of a result: settings, versions, table, per-sample scores, curves, splitting events"
     runs = {}
     for r in result.runs:
-        events = [dict(step=s.step, k=s.num_candidates, split=len(s.chosen), eta=s.eta, lambda_min=s.values.min().item(), predicted=s.predicted, loss_before=s.loss_before,
-                       loss_after=s.loss_after, result=s.result) for s in r.reconstruction.splits]
-        runs[r.name] = dict(scores=[round(v, 4) for v in r.scores.tolist()], splits=events, curve=_curve(r), result=r.reconstruction.result)
+        events = [dict(step=s.step, k=s.num_candidates, split=len(s.chosen), eta=s.eta,
+                       lambda_min=s.values.min().item(), predicted=s.predicted,
+                       loss_before=s.loss_before, loss_after=s.loss_after, result=s.result)
+                  for s in r.reconstruction.splits]
+        runs[r.name] = dict(scores=[round(v, 4) for v in r.scores.tolist()], splits=events,
+                            curve=_curve(r), result=r.reconstruction.result)
     t = result.problem.training
-    return dict(config=asdict(result.problem.experiment), environment=_environment(result.problem.device), training=dict(error=t.error, condition=t.condition),
-                table=result.rows(), baselines={k: [round(v, 4) for v in s.tolist()] for k, s in result.baselines().items()}, runs=runs)
+    return dict(config=asdict(result.problem.experiment),
+                environment=_environment(result.problem.device),
+                training=dict(error=t.error, condition=t.condition), table=result.rows(),
+                baselines={k: [round(v, 4) for v in s.tolist()]
+                           for k, s in result.baselines().items()},
+                runs=runs)
 
-# %% ../nbs/04_experiments.ipynb #1b077b69
+# %% ../nbs/04_experiments.ipynb #968c9212
 def run(
     e:Experiment,
     with_controls:bool|tuple=False, # also the runs of `controls`: all, or those named
@@ -229,10 +271,13 @@ def run(
     "The whole experiment: train, forget, reconstruct without and with splitting from the same start and with equal steps"
     problem = prepare(e)
     plain = attack(problem, 'plain', progress=progress)
-    split = attack(problem, 'split', rule=e.rule if e.splits else None, progress=progress)
-    return Result(problem, [plain, split] + (controls(problem, plain, split, None if with_controls is True else with_controls, progress) if with_controls else []))
+    split = attack(problem, 'split', rule=e.rule if e.splits else None,
+                   progress=progress)
+    return Result(problem, [plain, split] + (
+        controls(problem, plain, split, None if with_controls is True else with_controls, progress)
+        if with_controls else []))
 
-# %% ../nbs/04_experiments.ipynb #a4a516e6
+# %% ../nbs/04_experiments.ipynb #a31b1cb2
 def reconstruction_figure(
     result:Result,
     best:int=None # only that many samples; None: all
@@ -243,9 +288,12 @@ def reconstruction_figure(
     rows = [('training', data.pixels(data.X[order]), None)]
     for label, r in (('without', plain), ('with splitting', split)):
         nearest = nearest_l2(data.X, r.reconstruction.x.cpu())[1]
-        rows.append((label, data.pixels(r.reconstruction.x.cpu()[nearest][order]), r.scores[order].tolist()))
+        rows.append((label, data.pixels(r.reconstruction.x.cpu()[nearest][order]),
+                     r.scores[order].tolist()))
     e = result.problem.experiment
-    return image_grid(rows, f'Nearest candidate to each training image, L2 distance below, best first (n = {e.n}, k = {e.k} to start, {e.steps} steps, seed {e.seed})')
+    return image_grid(rows, f'Nearest candidate to each training image, L2 distance below, '
+                            f'best first (n = {e.n}, k = {e.k} to start, {e.steps} steps, '
+                            f'seed {e.seed})')
 
 def loss_figure(result:Result):
     "Objective and mean L2 distance against gradient steps, without and with splitting"
@@ -260,13 +308,17 @@ def loss_figure(result:Result):
     events = [s.step for s in result.runs[1].reconstruction.splits if len(s.chosen)]
     for ax in axs: mark_splits(ax, events)
     base = result.baselines()
-    axs[1].axhline(base['nearest_other'].mean(), color=COLORS['baseline'], ls='--', lw=1, label='nearest other training image')
+    axs[1].axhline(base['nearest_other'].mean(), color=COLORS['baseline'], ls='--', lw=1,
+                   label='nearest other training image')
     e = result.problem.experiment
-    axs[0].set(ylabel='objective', title=f'The objective (n = {e.n}, k = {e.k} to start, seed {e.seed})'); axs[1].set(ylabel='mean L2 distance (pixel units)', ylim=(0, None), title='Mean distance to the training images')
+    axs[0].set(ylabel='objective',
+               title=f'The objective (n = {e.n}, k = {e.k} to start, seed {e.seed})')
+    axs[1].set(ylabel='mean L2 distance (pixel units)', ylim=(0, None),
+               title='Mean distance to the training images')
     axs[0].legend(fontsize=8); axs[1].legend(fontsize=8)
     return fig
 
-# %% ../nbs/04_experiments.ipynb #7d6847f4
+# %% ../nbs/04_experiments.ipynb #10dd314c
 def save_result(
     result:Result,
     out:str|Path # folder, made if needed
@@ -274,16 +326,21 @@ def save_result(
     "Write reconstructions.png, loss.png, metrics.json and reconstruction.npz"
     out, data, (plain, split) = Path(out), result.problem.data, result.runs[:2]
     save_json(out/'metrics.json', metrics(result))
-    save_arrays(out/'reconstruction.npz', X=data.X, y=data.y, mean=data.mean, shape=np.array(data.shape),
-                **{f'{part}_{name}': getattr(r.reconstruction, part).cpu() for name, r in (('plain', plain), ('split', split)) for part in ('x', 'lam')})
+    save_arrays(out/'reconstruction.npz', X=data.X, y=data.y, mean=data.mean,
+                shape=np.array(data.shape),
+                **{f'{part}_{name}': getattr(r.reconstruction, part).cpu()
+                   for name, r in (('plain', plain), ('split', split))
+                   for part in ('x', 'lam')})
     save_figure(out/'reconstructions.png', reconstruction_figure(result))
     save_figure(out/'loss.png', loss_figure(result))
-    return [out/name for name in ('reconstructions.png', 'loss.png', 'metrics.json', 'reconstruction.npz')]
+    return [out/name for name in ('reconstructions.png', 'loss.png', 'metrics.json',
+                                  'reconstruction.npz')]
 
-# %% ../nbs/04_experiments.ipynb #8c00b820
+# %% ../nbs/04_experiments.ipynb #ed632f86
 def _same_config(e, saved):
     "Were saved numbers made by these settings? (the device may differ)"
-    plain = lambda config: {k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if k != 'device'}
+    plain = lambda config: {k: list(v) if isinstance(v, tuple) else v
+                            for k, v in config.items() if k != 'device'}
     return plain(asdict(e)) == plain(saved)
 
 def study(
@@ -300,7 +357,9 @@ def study(
         saved = load_json(path) if path.exists() else None
         if saved is None or not _same_config(e, saved['config']):
             state = 'is missing' if saved is None else 'was made by other settings'
-            if not run_missing: raise FileNotFoundError(f'{path} {state}; run the cell marked slow in 04_experiments, or study(..., run_missing=True)')
+            if not run_missing:
+                raise FileNotFoundError(f'{path} {state}; run the cell marked slow in '
+                                        f'04_experiments, or study(..., run_missing=True)')
             saved = metrics(run(e, with_controls=with_controls, progress=progress))
             save_json(path, saved)
         records.append(saved)

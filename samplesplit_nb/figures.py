@@ -21,7 +21,7 @@ def show_image(ax, image:np.ndarray, below:str=''):
     if below: ax.set_xlabel(below, fontsize=7, labelpad=1)
     return ax
 
-# %% ../nbs/support/figures.ipynb #62cb2729
+# %% ../nbs/support/figures.ipynb #743e5792
 def image_grid(
     rows:list, # of (label, images (c, height, width[, 3]), scores (c,) or None)
     title:str='',
@@ -30,18 +30,21 @@ def image_grid(
     "Rows of images, wrapped into blocks of `columns` samples"
     count, per = len(rows[0][1]), min(columns, len(rows[0][1]))
     blocks = -(-count//per)
-    fig = Figure(figsize=(1.05*per + 1, (1.12*len(rows) + .12)*blocks + .35), layout='constrained')
+    fig = Figure(figsize=(1.05*per + 1, (1.12*len(rows) + .12)*blocks + .35),
+                 layout='constrained')
     axs = fig.subplots(blocks*len(rows), per, squeeze=False)
     for i in range(blocks*per):
         for j, (label, images, scores) in enumerate(rows):
             ax = axs[i//per*len(rows) + j, i % per]
-            if i >= count: ax.axis('off'); continue
+            if i >= count:
+                ax.axis('off')
+                continue
             show_image(ax, images[i], '' if scores is None else f'{scores[i]:.2f}')
             if i % per == 0: ax.set_ylabel(label, fontsize=8)
     if title: fig.suptitle(title, fontsize=10)
     return fig
 
-# %% ../nbs/support/figures.ipynb #af6cb562
+# %% ../nbs/support/figures.ipynb #1ba03a03
 def plot_curve(
     ax, step:list, value:list,
     method:str, # a key of `COLORS`
@@ -49,16 +52,20 @@ def plot_curve(
     log:bool=False # logarithmic values
 ): # returns ax
     "One method's curve in its colour"
-    (ax.semilogy if log else ax.plot)(step, value, color=COLORS[method], label=method if label is None else label, lw=1.4)
+    (ax.semilogy if log else ax.plot)(
+        step, value, color=COLORS[method],
+        label=method if label is None else label, lw=1.4)
     ax.set_xlabel('gradient step')
     return ax
 
 def mark_splits(ax, steps:list): # returns ax
     "Dotted vertical lines at splitting events"
-    for i, s in enumerate(steps): ax.axvline(s, color='k', lw=.8, ls=':', label='splitting event' if i == 0 else None)
+    for i, s in enumerate(steps):
+        ax.axvline(s, color='k', lw=.8, ls=':',
+                   label='splitting event' if i == 0 else None)
     return ax
 
-# %% ../nbs/support/figures.ipynb #9d603a85
+# %% ../nbs/support/figures.ipynb #513f7416
 def plot_pairs(
     ax, before, after, # (n,) distances, lower is better
     name:str='L2 distance to the nearest candidate (pixel units)'
@@ -69,6 +76,9 @@ def plot_pairs(
     ax.fill_between([0, top], [0, top], color=COLORS['split'], alpha=.08, lw=0)
     ax.plot([0, top], [0, top], color=COLORS['baseline'], lw=.8)
     ax.scatter(before, after, s=14, color=COLORS['split'])
-    ax.set(xlim=(0, top), ylim=(0, top), aspect='equal', xlabel='without splitting', ylabel='with splitting')
-    ax.set_title(f'{name}:\n{(after < before).sum()} of {len(before)} samples improve (shaded)', fontsize=9)
+    ax.set(xlim=(0, top), ylim=(0, top), aspect='equal',
+           xlabel='without splitting', ylabel='with splitting')
+    ax.set_title(f'{name}:\n'
+                 f'{(after < before).sum()} of {len(before)} samples improve (shaded)',
+                 fontsize=9)
     return ax

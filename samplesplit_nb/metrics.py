@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from .checks import require
 
-# %% ../nbs/support/metrics.ipynb #4bcadc1c
+# %% ../nbs/support/metrics.ipynb #09deb1a8
 def _check(X, candidates):
-    require(X.ndim == 2 and candidates.ndim == 2 and X.shape[1] == candidates.shape[1] and len(candidates) >= 1,
-            'candidates.shape', tuple(candidates.shape), f'(k, {X.shape[-1]}) with k >= 1', 'flatten images to rows of the same length as the training samples')
+    require(X.ndim == 2 and candidates.ndim == 2 and X.shape[1] == candidates.shape[1]
+            and len(candidates) >= 1,
+            'candidates.shape', tuple(candidates.shape), f'(k, {X.shape[-1]}) with k >= 1',
+            'flatten images to rows of the same length as the training samples')
 
 def nearest_l2(
     X:Tensor, # (n, d) training samples, mean-subtracted
@@ -21,9 +23,10 @@ def nearest_l2(
 )->tuple: # (distances (n,) in pixel units, indices (n,) of the nearest candidates)
     "L2 distance of each training sample to its nearest candidate: the paper's score on MNIST, lower is better"
     _check(X, candidates)
-    return torch.cdist(X.double(), candidates.double(), compute_mode='donot_use_mm_for_euclid_dist').min(1)
+    return torch.cdist(X.double(), candidates.double(),
+                       compute_mode='donot_use_mm_for_euclid_dist').min(1)
 
-# %% ../nbs/support/metrics.ipynb #5d061bce
+# %% ../nbs/support/metrics.ipynb #f223af11
 def nearest_ssim(
     X:Tensor, # (n, d) training samples, mean-subtracted
     candidates:Tensor, # (k, d)
@@ -38,28 +41,34 @@ def nearest_ssim(
         z = z - z.mean(1, keepdim=True)
         return (z/z.norm(dim=1, keepdim=True).clamp_min(1e-12)).flatten(1)
     best = (standard(X) @ standard(candidates).T).argmax(1)
-    to_pixels = lambda z: (z.double() + mean.double()).clamp(0, 1).cpu().numpy().reshape(-1, *shape)
+    to_pixels = lambda z: ((z.double() + mean.double()).clamp(0, 1)
+                           .cpu().numpy().reshape(-1, *shape))
     pairs = zip(to_pixels(X), to_pixels(candidates[best]))
-    scores = [structural_similarity(a, b, data_range=1., channel_axis=2 if len(shape) == 3 else None) for a, b in pairs]
+    scores = [structural_similarity(a, b, data_range=1.,
+                                    channel_axis=2 if len(shape) == 3 else None)
+              for a, b in pairs]
     return torch.tensor(scores, dtype=torch.float64), best
 
-# %% ../nbs/support/metrics.ipynb #094d0c22
+# %% ../nbs/support/metrics.ipynb #89e7d070
 def baselines(
     X:Tensor, # (n, d) training samples, n >= 2
     score # from (X (n, d), candidates (k, d)) to (scores (n,), indices), e.g. `nearest_l2`
 )->dict: # {'mean_image': (n,), 'nearest_other': (n,)}
     "What the mean training image, and the nearest other training image, would score"
-    require(len(X) >= 2, 'n', len(X), 'at least 2', 'a baseline needs another training image')
+    require(len(X) >= 2, 'n', len(X), 'at least 2',
+            'a baseline needs another training image')
     others = [score(X[i:i+1], torch.cat([X[:i], X[i+1:]]))[0] for i in range(len(X))]
-    return {'mean_image': score(X, X.mean(0, keepdim=True))[0], 'nearest_other': torch.cat(others)}
+    return {'mean_image': score(X, X.mean(0, keepdim=True))[0],
+            'nearest_other': torch.cat(others)}
 
-# %% ../nbs/support/metrics.ipynb #a7f4effe
+# %% ../nbs/support/metrics.ipynb #867f6381
 def summarize(
     scores:Tensor, # (n,) distances, lower is better
     nearest_other:Tensor, # (n,) the baseline
     reference:Tensor=None # (n,) scores of the run to compare with
 )->dict: # plain numbers
     "Mean and median, how many samples beat the nearest-other baseline, and how many improved over the reference"
-    out = dict(mean=scores.mean().item(), median=scores.quantile(.5).item(), beat_nearest_other=int((scores < nearest_other).sum()))
+    out = dict(mean=scores.mean().item(), median=scores.quantile(.5).item(),
+               beat_nearest_other=int((scores < nearest_other).sum()))
     if reference is not None: out['improved'] = int((scores < reference).sum())
     return out

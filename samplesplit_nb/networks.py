@@ -12,22 +12,26 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 from .checks import require
 
-# %% ../nbs/support/networks.ipynb #3fc1005d
+# %% ../nbs/support/networks.ipynb #1bb7bb7a
 @dataclass(frozen=True)
 class SmoothReLU:
     "`softplus(b t) / b`, which tends to ReLU as the sharpness b grows (Loo et al. 2024); `sharpness=None` is ReLU itself"
     sharpness:float|None=None # b, in 1 / units of the pre-activation; None: exact ReLU
     def __post_init__(self):
         ok = self.sharpness is None or 0 < self.sharpness < float('inf')
-        require(ok, 'sharpness', self.sharpness, 'None (exact ReLU) or a positive finite number', '50 to 200 is the useful range')
+        require(ok, 'sharpness', self.sharpness,
+                'None (exact ReLU) or a positive finite number',
+                '50 to 200 is the useful range')
     def __call__(self, z:Tensor)->Tensor: # same shape as z
         "The activation"
-        return torch.relu(z) if self.sharpness is None else F.softplus(z, beta=self.sharpness, threshold=40)
+        return (torch.relu(z) if self.sharpness is None
+                else F.softplus(z, beta=self.sharpness, threshold=40))
     def slope(self, z:Tensor)->Tensor: # same shape as z, in [0, 1]
         "Its derivative, itself differentiable when smooth"
-        return (z > 0).to(z.dtype) if self.sharpness is None else torch.sigmoid(self.sharpness*z)
+        return ((z > 0).to(z.dtype) if self.sharpness is None
+                else torch.sigmoid(self.sharpness*z))
 
-# %% ../nbs/support/networks.ipynb #682727bf
+# %% ../nbs/support/networks.ipynb #87eba88a
 class MLP(nn.Module):
     "Perceptron with the given layer widths; parameters in the order weight, bias, weight, bias, ..."
     def __init__(self,
@@ -38,19 +42,24 @@ class MLP(nn.Module):
         dtype=torch.float32,
         device='cpu'):
         super().__init__()
-        require(len(widths) >= 2 and all(isinstance(w, int) and w >= 1 for w in widths), 'widths', list(widths),
+        require(len(widths) >= 2 and all(isinstance(w, int) and w >= 1 for w in widths),
+                'widths', list(widths),
                 'at least two positive integers', 'for example [784, 1000, 1000, 1]')
-        require(bias in ('all', 'first', 'none'), 'bias', repr(bias), "'all', 'first' or 'none'", "use 'all' for the NTK attack")
+        require(bias in ('all', 'first', 'none'), 'bias', repr(bias),
+                "'all', 'first' or 'none'", "use 'all' for the NTK attack")
         self.widths, self.activation, self.bias = list(widths), activation, bias
         has = lambda i: bias == 'all' or (bias == 'first' and i == 0)
-        self.layers = nn.ModuleList([nn.utils.skip_init(nn.Linear, a, b, bias=has(i)) for i, (a, b) in enumerate(zip(widths, widths[1:]))])
+        self.layers = nn.ModuleList([
+            nn.utils.skip_init(nn.Linear, a, b, bias=has(i))
+            for i, (a, b) in enumerate(zip(widths, widths[1:]))])
         self._reset(torch.Generator().manual_seed(seed))
         self.to(dtype=dtype, device=device)
 
     def _reset(self, generator):
         self.to(torch.float64)
         for layer in self.layers:
-            nn.init.normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5,
+                            generator=generator)
             if layer.bias is not None: nn.init.zeros_(layer.bias)
 
     def forward(self, x:Tensor)->Tensor: # (k, outputs) from x (k, d)

@@ -15,7 +15,7 @@ from torch import Tensor
 from .checks import require, require_finite
 from .networks import MLP, SmoothReLU
 
-# %% ../nbs/01_objectives.ipynb #d5ff15ea
+# %% ../nbs/01_objectives.ipynb #c29fbabf
 class TangentFeatures(NamedTuple):
     "The factors of grad_theta Phi(x_i) for a batch of k inputs: layer l has delta_l (outer) h_{l-1} for its weight and delta_l for its bias"
     inputs:list # h_{l-1}, each (k, width l-1)
@@ -31,7 +31,8 @@ def tangent_features(
     "One forward and one backward pass, kept in factors; differentiable in x"
     layers, inputs, zs = network.layers, [x], []
     for layer in layers[:-1]:
-        zs.append(layer(inputs[-1])); inputs.append(activation(zs[-1]))
+        zs.append(layer(inputs[-1]))
+        inputs.append(activation(zs[-1]))
     slopes = [activation.slope(z) for z in zs]
     deltas, backs = [x.new_ones(len(x), 1)], []
     for layer, slope in zip(reversed(layers[1:]), reversed(slopes)):
@@ -39,13 +40,16 @@ def tangent_features(
         deltas.insert(0, backs[0]*slope)
     return TangentFeatures(inputs, deltas, slopes, backs)
 
-# %% ../nbs/01_objectives.ipynb #57aeb3ab
+# %% ../nbs/01_objectives.ipynb #ba294a25
 def _by_layer(network, vector):
     "Pair each layer's (weight, bias) part of a parameter-shaped list; None where the layer has no bias"
     parts = iter(vector)
-    return [(next(parts), None if layer.bias is None else next(parts)) for layer in network.layers]
+    return [(next(parts), None if layer.bias is None else next(parts))
+            for layer in network.layers]
 
-def weighted_sum(network:MLP, features:TangentFeatures, lam:Tensor)->list: # shaped like the parameters
+def weighted_sum(
+    network:MLP, features:TangentFeatures, lam:Tensor
+)->list: # shaped like the parameters
     "sum_i lam_i grad_theta Phi(x_i), from the factors"
     total = []
     for layer, h, delta in zip(network.layers, features.inputs, features.deltas):
@@ -58,7 +62,8 @@ def _tangents(network, features, vector):
     "The derivative of every pre-activation along a parameter-shaped vector: a list of (k, width l)"
     tangents = []
     for i, (W, b) in enumerate(_by_layer(network, vector)):
-        t = features.inputs[i] @ W.T if b is None else torch.addmm(b, features.inputs[i], W.T)
+        t = (features.inputs[i] @ W.T if b is None
+             else torch.addmm(b, features.inputs[i], W.T))
         if i: t = t + (tangents[-1]*features.slopes[i-1]) @ network.layers[i].weight.T
         tangents.append(t)
     return tangents
@@ -70,14 +75,16 @@ def tangent_inner(network:MLP, features:TangentFeatures, vector:list)->Tensor: #
 def gram(network:MLP, a:TangentFeatures, b:TangentFeatures=None)->Tensor: # (k_a, k_b)
     "The tangent kernel <grad Phi(x_i), grad Phi(x_j)> between two batches (b=None: with itself)"
     b, total = b or a, 0
-    for layer, ha, da, hb, db in zip(network.layers, a.inputs, a.deltas, b.inputs, b.deltas):
+    for layer, ha, da, hb, db in zip(network.layers, a.inputs, a.deltas,
+                                     b.inputs, b.deltas):
         total = total + (da @ db.T)*(ha @ hb.T + (layer.bias is not None))
     return total
 
-# %% ../nbs/01_objectives.ipynb #50ddc668
+# %% ../nbs/01_objectives.ipynb #8a0f50af
 def _slope_rate(activation, slope):
     "sigma'' of the smoothed ReLU from its slope; zero for the exact one"
-    return slope*(1 - slope)*activation.sharpness if activation.sharpness else torch.zeros_like(slope)
+    return (slope*(1 - slope)*activation.sharpness if activation.sharpness
+            else torch.zeros_like(slope))
 
 def tangent_inner_grad(
     network:MLP, activation:SmoothReLU,
@@ -90,11 +97,13 @@ def tangent_inner_grad(
     for l in reversed(range(len(features.slopes))):
         rate = _slope_rate(activation, features.slopes[l])
         dz = back*features.slopes[l] + tangents[l]*features.backs[l]*rate
-        back = torch.addmm(features.deltas[l] @ parts[l][0], dz, network.layers[l].weight)
+        back = torch.addmm(features.deltas[l] @ parts[l][0], dz,
+                           network.layers[l].weight)
     return tangents[-1][:, 0], back
 
-# %% ../nbs/01_objectives.ipynb #d4c73bb5
-RIDGE = {torch.float32: 1e-6, torch.float64: 1e-12} # relative to the mean diagonal of G; chosen in 01_objectives ("Which ridge?")
+# %% ../nbs/01_objectives.ipynb #61cfc237
+# relative to the mean diagonal of G; chosen in 01_objectives ("Which ridge?")
+RIDGE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 def least_squares_multipliers(
     G:Tensor, # (k, k) tangent kernel <f_i, f_j>
@@ -107,7 +116,7 @@ def least_squares_multipliers(
     A = A + torch.eye(len(A), dtype=A.dtype, device=A.device)*(ridge*A.diagonal().mean())
     return torch.linalg.solve(A, c.double()).to(c.dtype)
 
-# %% ../nbs/01_objectives.ipynb #651f30a5
+# %% ../nbs/01_objectives.ipynb #4c9cf334
 class ReconstructionObjective:
     "L(x, lam) = || target - sum_i lam_i f(theta; x_i) ||^2 (paper, eq. 5.1) plus a pixel-box penalty; subclasses define f by `weighted_sum`, `inner` and `multipliers`"
     def __init__(self,
@@ -116,10 +125,13 @@ class ReconstructionObjective:
         box=None, # (lower, upper), each a number or (d,): allowed pixels after mean subtraction; None: no penalty
         box_weight:float=0.1): # Loo et al. 2024
         self.target, self.d, self.box, self.box_weight = list(target), d, None, box_weight
-        for t in self.target: require_finite('target', t, 'check the weights of both networks')
+        for t in self.target:
+            require_finite('target', t, 'check the weights of both networks')
         if box is not None:
             self.box = tuple(torch.as_tensor(b).to(self.target[0]) for b in box)
-            require(bool((self.box[0] < self.box[1]).all()), 'box', '<lower >= upper somewhere>', 'a pair with lower < upper', 'swap the two')
+            require(bool((self.box[0] < self.box[1]).all()), 'box',
+                    '<lower >= upper somewhere>', 'a pair with lower < upper',
+                    'swap the two')
 
     def residual(self, x:Tensor, lam:Tensor)->list: # shaped like the parameters
         "r = target - sum_i lam_i f(theta; x_i)"
@@ -166,12 +178,14 @@ class MapObjective(ReconstructionObjective):
         F = self.f(x).detach()
         return least_squares_multipliers(F @ F.T, F @ self.target[0])
 
-# %% ../nbs/01_objectives.ipynb #b80bfcce
+# %% ../nbs/01_objectives.ipynb #04179538
 class PerceptronObjective(ReconstructionObjective):
     "The closed form for f(x) = grad_theta Phi(network; x), where the network is a one-output `MLP`"
-    def __init__(self, network:MLP, target:list, sharpness:float|None=200., box=None, box_weight:float=0.1):
+    def __init__(self, network:MLP, target:list, sharpness:float|None=200.,
+                 box=None, box_weight:float=0.1):
         super().__init__(target, network.widths[0], box, box_weight)
-        self.network, self.activation = copy.deepcopy(network).requires_grad_(False), SmoothReLU(sharpness)
+        self.network, self.activation = (copy.deepcopy(network).requires_grad_(False),
+                                         SmoothReLU(sharpness))
 
     def smoothed(self, sharpness:float|None)->'PerceptronObjective':
         "The same objective with another sharpness of the softened ReLU; shares all tensors"
@@ -191,21 +205,25 @@ class PerceptronObjective(ReconstructionObjective):
         "<vector, f(x_i)> for each i, differentiable in x: the derivative of the output along `vector`"
         return tangent_inner(self.network, self.features(x), vector)
 
-    def value_and_grad(self, x:Tensor, lam:Tensor, features:TangentFeatures=None)->tuple: # (scalar, (k, d), (k,))
+    def value_and_grad(
+        self, x:Tensor, lam:Tensor, features:TangentFeatures=None
+    )->tuple: # (scalar, (k, d), (k,))
         "The value of `self(x, lam)` and its gradients in x and lam, in closed form; pass `features` if already known"
         with torch.no_grad():
             fs = self.features(x) if features is None else features
             r = [t - s for t, s in zip(self.target, weighted_sum(self.network, fs, lam))]
             inner, grad = tangent_inner_grad(self.network, self.activation, fs, r)
             excess, weight = self._excess(x), self.box_weight/self.d
-            value = sum(torch.dot(p.flatten(), p.flatten()) for p in r) + weight*excess.square().sum()
+            value = (sum(torch.dot(p.flatten(), p.flatten()) for p in r)
+                     + weight*excess.square().sum())
             return value, -2*lam[:, None]*grad + 2*weight*excess, -2*inner
 
     def multipliers(self, x:Tensor, features:TangentFeatures=None)->Tensor: # (k,)
         "The least-squares multipliers lam*(x); see `least_squares_multipliers`"
         with torch.no_grad():
             fs = self.features(x) if features is None else features
-            return least_squares_multipliers(gram(self.network, fs), tangent_inner(self.network, fs, self.target))
+            return least_squares_multipliers(
+                gram(self.network, fs), tangent_inner(self.network, fs, self.target))
 
     def projected_value_and_grad(self, x:Tensor)->tuple: # (scalar, (k, d), (k,))
         "Value and gradient in x of L(x, lam*(x)), and lam*(x) (variable projection, Golub and Pereyra 1973)"
@@ -213,7 +231,7 @@ class PerceptronObjective(ReconstructionObjective):
         lam = self.multipliers(x, fs)
         return *self.value_and_grad(x, lam, fs)[:2], lam
 
-# %% ../nbs/01_objectives.ipynb #c1c89c30
+# %% ../nbs/01_objectives.ipynb #0273c48a
 class NTKObjective(PerceptronObjective):
     "The attack of Loo et al. (2024): target theta - theta_0, map f(x) = grad_theta Phi(theta_0; x), both networks known"
     def __init__(self,
@@ -224,9 +242,16 @@ class NTKObjective(PerceptronObjective):
         box_weight:float=0.1): # Loo et al. 2024
         "ValueError for other models than one-output perceptrons of equal shape, and for weights that are not finite"
         for name, net in (('model', model), ('init', init)):
-            require(isinstance(net, MLP), name, type(net).__name__, 'an MLP', 'build it with samplesplit_nb.networks.MLP')
-            require(net.widths[-1] == 1, f'{name}.widths', net.widths, 'a network with one output', 'use a binary task with labels -1 / +1')
-            for p in net.parameters(): require_finite(f'{name} weights', p, 'retrain with a smaller step')
-        require(model.widths == init.widths and model.bias == init.bias, 'model.widths', (model.widths, model.bias),
-                f'{(init.widths, init.bias)} as in init', 'pass the network before and after the same training')
-        super().__init__(init, [(p - q).detach() for p, q in zip(model.parameters(), init.parameters())], sharpness, box, box_weight)
+            require(isinstance(net, MLP), name, type(net).__name__, 'an MLP',
+                    'build it with samplesplit_nb.networks.MLP')
+            require(net.widths[-1] == 1, f'{name}.widths', net.widths,
+                    'a network with one output', 'use a binary task with labels -1 / +1')
+            for p in net.parameters():
+                require_finite(f'{name} weights', p, 'retrain with a smaller step')
+        require(model.widths == init.widths and model.bias == init.bias,
+                'model.widths', (model.widths, model.bias),
+                f'{(init.widths, init.bias)} as in init',
+                'pass the network before and after the same training')
+        super().__init__(init, [(p - q).detach() for p, q
+                                in zip(model.parameters(), init.parameters())],
+                         sharpness, box, box_weight)

@@ -15,7 +15,7 @@ from torch import Tensor
 from .checks import require, require_candidates
 from .objectives import ReconstructionObjective
 
-# %% ../nbs/02_splitting.ipynb #24e5f0c7
+# %% ../nbs/02_splitting.ipynb #1098f1a4
 def splitting_product(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d) candidates
@@ -26,14 +26,16 @@ def splitting_product(
     with torch.no_grad(): residual = objective.residual(x, lam)
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        grad, = torch.autograd.grad(objective.inner(residual, x).sum(), x, create_graph=True)
+        grad, = torch.autograd.grad(objective.inner(residual, x).sum(), x,
+                                    create_graph=True)
     def matvec(v:Tensor)->Tensor:
-        if not grad.requires_grad: return torch.zeros_like(v) # the map is piecewise linear
+        # the map is piecewise linear
+        if not grad.requires_grad: return torch.zeros_like(v)
         hv, = torch.autograd.grad(grad, x, v, retain_graph=True, materialize_grads=True)
         return -2*lam.detach()[:, None]*hv
     return matvec
 
-# %% ../nbs/02_splitting.ipynb #85063f3d
+# %% ../nbs/02_splitting.ipynb #f467567d
 def splitting_matrix(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d)
@@ -41,7 +43,8 @@ def splitting_matrix(
     i:int # which candidate, 0 <= i < k
 )->Tensor: # (d, d), symmetric
     "S(x_i) as a dense matrix, for small d: d products with unit vectors"
-    require(0 <= i < len(x), 'i', i, f'between 0 and {len(x)-1}', 'count candidates from 0')
+    require(0 <= i < len(x), 'i', i, f'between 0 and {len(x)-1}',
+            'count candidates from 0')
     matvec, d = splitting_product(objective, x, lam), objective.d
     rows = []
     for j in range(d):
@@ -49,7 +52,7 @@ def splitting_matrix(
         rows.append(matvec(v)[i])
     return torch.stack(rows)
 
-# %% ../nbs/02_splitting.ipynb #64aa1744
+# %% ../nbs/02_splitting.ipynb #833fdeb2
 def lanczos_min(
     matvec, # from (k, d) to (k, d): row i is A_i v_i, each A_i symmetric
     start:Tensor, # (k, d) start vectors, no row zero
@@ -57,8 +60,10 @@ def lanczos_min(
 )->tuple: # (values (k,), vectors (k, d) of unit length, residuals (k,) = |A v - value v|)
     "The smallest Ritz pair of k symmetric matrices at once, with full re-orthogonalisation done twice (Lanczos 1950)"
     k, d = start.shape
-    require(1 <= num_matvecs <= d, 'num_matvecs', num_matvecs, f'between 1 and the dimension {d}', 'more products than dimensions bring nothing')
-    tol = 10*d**0.5*torch.finfo(start.dtype).eps # relative size of a new direction that is only rounding
+    require(1 <= num_matvecs <= d, 'num_matvecs', num_matvecs,
+            f'between 1 and the dimension {d}', 'more products than dimensions bring nothing')
+    # relative size of a new direction that is only rounding
+    tol = 10*d**0.5*torch.finfo(start.dtype).eps
     q, basis = start/start.norm(dim=1, keepdim=True), start.new_zeros(num_matvecs, k, d)
     alphas, betas, used = (start.new_zeros(num_matvecs, k) for _ in range(3))
     alive, scale = torch.ones_like(alphas[0], dtype=torch.bool), start.new_zeros(k)
@@ -66,20 +71,24 @@ def lanczos_min(
         basis[j], used[j] = q, alive
         w = matvec(q)
         alphas[j] = (w*q).sum(1)
-        for _ in range(2): w = w - torch.einsum('jkd,jk->kd', basis[:j+1], torch.einsum('jkd,kd->jk', basis[:j+1], w))
+        for _ in range(2):
+            w = w - torch.einsum('jkd,jk->kd', basis[:j+1],
+                                 torch.einsum('jkd,kd->jk', basis[:j+1], w))
         beta = w.norm(dim=1)
         scale = torch.maximum(scale, alphas[j].abs() + beta)
         alive = alive & (beta > tol*scale)
         betas[j] = torch.where(alive, beta, 0)
-        q = torch.where(alive[:, None], w/beta[:, None].clamp_min(torch.finfo(w.dtype).tiny), 0)
+        q = torch.where(alive[:, None],
+                        w/beta[:, None].clamp_min(torch.finfo(w.dtype).tiny), 0)
     fill = torch.where(scale > 0, 4*scale, 1)
     T = torch.diag_embed(torch.where(used > 0, alphas, fill).T)
     T = T + torch.diag_embed(betas[:-1].T, 1) + torch.diag_embed(betas[:-1].T, -1)
     ritz_values, ritz_vectors = torch.linalg.eigh(T)
     lowest = ritz_vectors[:, :, 0]
-    return ritz_values[:, 0], torch.einsum('jkd,kj->kd', basis, lowest), betas[-1]*lowest[:, -1].abs()
+    return (ritz_values[:, 0], torch.einsum('jkd,kj->kd', basis, lowest),
+            betas[-1]*lowest[:, -1].abs())
 
-# %% ../nbs/02_splitting.ipynb #bf87b29c
+# %% ../nbs/02_splitting.ipynb #6c75bc9e
 def _randn_like(x, generator):
     "Normal numbers drawn on the CPU in float64, so that a seed means the same on every device and dtype"
     return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
@@ -93,10 +102,11 @@ def min_curvature(
 )->tuple: # (values (k,), vectors (k, d)): lambda_min(S(x_i)), in loss per squared pixel unit, and its eigenvectors
     "The lowest eigenvalue and eigenvector of every splitting matrix, by batched Lanczos; ValueError for bad shapes or num_matvecs < 1"
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    values, vectors, _ = lanczos_min(splitting_product(objective, x, lam), _randn_like(x, generator), min(num_matvecs, objective.d))
+    values, vectors, _ = lanczos_min(splitting_product(objective, x, lam),
+                                     _randn_like(x, generator), min(num_matvecs, objective.d))
     return values, vectors
 
-# %% ../nbs/02_splitting.ipynb #50482d0b
+# %% ../nbs/02_splitting.ipynb #41926cab
 def offspring(
     x:Tensor, # (k, d)
     lam:Tensor, # (k,)
@@ -109,9 +119,10 @@ def offspring(
     plus[chosen] = x[chosen] + eta*directions
     half[chosen] = lam[chosen]/2
     parents = torch.cat([torch.arange(len(x), device=x.device), chosen])
-    return torch.cat([plus, x[chosen] - eta*directions]), torch.cat([half, half[chosen]]), parents
+    return (torch.cat([plus, x[chosen] - eta*directions]),
+            torch.cat([half, half[chosen]]), parents)
 
-# %% ../nbs/02_splitting.ipynb #12397a64
+# %% ../nbs/02_splitting.ipynb #80df1b98
 @dataclass(frozen=True)
 class SplitRule:
     "When, which, along what and how far to split; ValueError for impossible values"
@@ -131,22 +142,37 @@ class SplitRule:
 
     def __post_init__(self):
         positive = lambda v: isinstance(v, (int, float)) and math.isfinite(v) and v > 0
-        require(isinstance(self.every, int) and self.every >= 1, 'every', self.every, 'a whole number of steps, at least 1', 'the paper uses 20000')
-        require(self.max_events is None or (isinstance(self.max_events, int) and self.max_events >= 0), 'max_events', self.max_events, 'None or a whole number, at least 0', 'None sets no limit')
-        require(self.threshold < 0 and math.isfinite(self.threshold), 'threshold', self.threshold, 'negative and finite', 'use a small negative number such as -1e-6 to split at any negative curvature')
-        require(0 < self.max_fraction <= 1, 'max_fraction', self.max_fraction, 'in (0, 1]', 'the paper uses 0.5')
-        require(positive(self.eta_max), 'eta_max', self.eta_max, 'positive and finite', 'the paper uses 0.01 pixel units')
-        require(isinstance(self.halvings, int) and self.halvings >= 0, 'halvings', self.halvings, 'a whole number, at least 0', 'use 8')
-        require(0 <= self.sufficient < 1, 'sufficient', self.sufficient, 'in [0, 1)', 'use 0.1')
-        require(isinstance(self.num_matvecs, int) and self.num_matvecs >= 1, 'num_matvecs', self.num_matvecs, 'a whole number, at least 1', 'the paper uses 20')
+        require(isinstance(self.every, int) and self.every >= 1, 'every', self.every,
+                'a whole number of steps, at least 1', 'the paper uses 20000')
+        require(self.max_events is None
+                or (isinstance(self.max_events, int) and self.max_events >= 0),
+                'max_events', self.max_events, 'None or a whole number, at least 0',
+                'None sets no limit')
+        require(self.threshold < 0 and math.isfinite(self.threshold),
+                'threshold', self.threshold, 'negative and finite',
+                'use a small negative number such as -1e-6 to split at any negative curvature')
+        require(0 < self.max_fraction <= 1, 'max_fraction', self.max_fraction, 'in (0, 1]',
+                'the paper uses 0.5')
+        require(positive(self.eta_max), 'eta_max', self.eta_max, 'positive and finite',
+                'the paper uses 0.01 pixel units')
+        require(isinstance(self.halvings, int) and self.halvings >= 0,
+                'halvings', self.halvings, 'a whole number, at least 0', 'use 8')
+        require(0 <= self.sufficient < 1, 'sufficient', self.sufficient, 'in [0, 1)',
+                'use 0.1')
+        require(isinstance(self.num_matvecs, int) and self.num_matvecs >= 1,
+                'num_matvecs', self.num_matvecs, 'a whole number, at least 1',
+                'the paper uses 20')
         for name in ('direction', 'selection'):
-            require(getattr(self, name) in ('curvature', 'random'), name, repr(getattr(self, name)), "'curvature' or 'random'", "'random' is a control")
+            require(getattr(self, name) in ('curvature', 'random'), name,
+                    repr(getattr(self, name)), "'curvature' or 'random'",
+                    "'random' is a control")
 
     def due(self, step:int, events:int)->bool:
         "Is there a splitting event before gradient step `step`, after `events` earlier ones?"
-        return step > 0 and step % self.every == 0 and (self.max_events is None or events < self.max_events)
+        return (step > 0 and step % self.every == 0
+                and (self.max_events is None or events < self.max_events))
 
-# %% ../nbs/02_splitting.ipynb #5646da35
+# %% ../nbs/02_splitting.ipynb #4053a5e0
 @dataclass
 class Split:
     "What happened at one splitting event"
@@ -177,12 +203,15 @@ def _choose(objective, values, rule, event, generator):
     order = values.argsort()
     if rule.counts is not None: count = min(rule.counts[event], len(values))
     else:
-        scale = sum(t.square().sum() for t in objective.target).item() if rule.relative else 1.
-        count = min(int((values < rule.threshold*scale).sum()), int(rule.max_fraction*len(values)))
-    if rule.selection == 'random': order = torch.randperm(len(values), generator=generator).to(order.device)
+        scale = (sum(t.square().sum() for t in objective.target).item()
+                 if rule.relative else 1.)
+        count = min(int((values < rule.threshold*scale).sum()),
+                    int(rule.max_fraction*len(values)))
+    if rule.selection == 'random':
+        order = torch.randperm(len(values), generator=generator).to(order.device)
     return order[:count]
 
-# %% ../nbs/02_splitting.ipynb #6f6ba368
+# %% ../nbs/02_splitting.ipynb #6878c0cb
 def split_samples(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d)
@@ -197,47 +226,60 @@ def split_samples(
     with torch.no_grad():
         matvec = splitting_product(objective, x, lam)
         before = objective.loss(x, lam).item()
-        values, vectors, _ = lanczos_min(matvec, _randn_like(x, generator), min(rule.num_matvecs, objective.d))
+        values, vectors, _ = lanczos_min(matvec, _randn_like(x, generator),
+                                         min(rule.num_matvecs, objective.d))
         chosen = _choose(objective, values, rule, event, generator)
-        if rule.direction == 'random': vectors = torch.nn.functional.normalize(_randn_like(x, generator))
+        if rule.direction == 'random':
+            vectors = torch.nn.functional.normalize(_randn_like(x, generator))
         curvatures = (vectors*matvec(vectors)).sum(1)
         below = len(chosen)
         while len(chosen):
-            found = _line_search(objective, x, lam, chosen, vectors[chosen], curvatures[chosen], before, rule)
+            found = _line_search(objective, x, lam, chosen, vectors[chosen],
+                                 curvatures[chosen], before, rule)
             if found: break
             chosen = chosen[:len(chosen)//2]
-    if below == 0: after, eta, predicted, result = before, 0., 0., 'nothing split: no curvature below the threshold'
-    elif len(chosen) == 0: after, eta, predicted, result = before, 0., 0., f'nothing split: no step lowers the loss enough ({below} tried)'
+    if below == 0:
+        after, eta, predicted, result = (
+            before, 0., 0., 'nothing split: no curvature below the threshold')
+    elif len(chosen) == 0:
+        after, eta, predicted, result = (
+            before, 0., 0., f'nothing split: no step lowers the loss enough ({below} tried)')
     else:
         after, eta, predicted = found
-        result = f'split {len(chosen)} of {len(x)} candidates, eta = {eta:.3g}' + ('' if len(chosen) == below else f' ({below - len(chosen)} left out by the line search)')
+        result = f'split {len(chosen)} of {len(x)} candidates, eta = {eta:.3g}' + (
+            '' if len(chosen) == below
+            else f' ({below - len(chosen)} left out by the line search)')
     new_x, new_lam, parents = offspring(x, lam, chosen, vectors[chosen], eta)
-    return new_x, new_lam, Split(step, len(x), values, chosen, parents, eta, predicted, before, after, result)
+    return new_x, new_lam, Split(step, len(x), values, chosen, parents, eta, predicted,
+                                 before, after, result)
 
-# %% ../nbs/02_splitting.ipynb #db6e57fd
+# %% ../nbs/02_splitting.ipynb #12b80d4e
 def inherit_state(
     old:torch.optim.Optimizer, # before the split
     new:torch.optim.Optimizer, # freshly made for the new tensors, in the same order
     parents:Tensor # (k',) the parent row of each new row
 ):
     "Copy optimiser state from parents to children, row by row; numbers (step counts) are copied, anything else drops the parameter's state"
-    pairs = zip(*([p for group in opt.param_groups for p in group['params']] for opt in (old, new)))
+    pairs = zip(*([p for group in opt.param_groups for p in group['params']]
+                  for opt in (old, new)))
     for p, q in pairs:
         state = {}
         for key, value in old.state.get(p, {}).items():
-            if torch.is_tensor(value) and value.shape == p.shape: state[key] = value[parents.to(value.device)].clone()
+            if torch.is_tensor(value) and value.shape == p.shape:
+                state[key] = value[parents.to(value.device)].clone()
             elif value is None or isinstance(value, (int, float)): state[key] = value
             elif torch.is_tensor(value) and value.ndim == 0: state[key] = value.clone()
             else: state = {}; break
         if state: new.state[q] = state
 
-# %% ../nbs/02_splitting.ipynb #fba83c67
+# %% ../nbs/02_splitting.ipynb #8e22547a
 def warm_restarts(
     period:int, # steps from one restart to the next
     warmup:int=50 # steps of linear warm-up after each restart
 ): # step -> factor on the learning rate, in [0, 1]
     "Cosine decay with warm restarts (Loshchilov and Hutter 2017)"
-    require(isinstance(period, int) and period >= 1, 'period', period, 'a whole number of steps, at least 1', 'use the splitting period')
+    require(isinstance(period, int) and period >= 1, 'period', period,
+            'a whole number of steps, at least 1', 'use the splitting period')
     def factor(step:int)->float:
         t = step % period
         return min(1, (t + 1)/max(warmup, 1))*0.5*(1 + math.cos(math.pi*t/period))
@@ -247,7 +289,7 @@ def geometric(start:float, end:float, steps:int): # step -> value
     "From `start` at step 0 to `end` at step `steps`, by equal factors"
     return lambda step: start*(end/start)**min(step/max(steps, 1), 1)
 
-# %% ../nbs/02_splitting.ipynb #2fcba63c
+# %% ../nbs/02_splitting.ipynb #d2249082
 @dataclass
 class History:
     "One entry per report"
@@ -267,9 +309,11 @@ class Reconstruction:
 
 class ReconstructionError(RuntimeError):
     "The loss or the candidates stopped being finite; `last` is the `Reconstruction` at the last report before that"
-    def __init__(self, message, last): super().__init__(message); self.last = last
+    def __init__(self, message, last):
+        super().__init__(message)
+        self.last = last
 
-# %% ../nbs/02_splitting.ipynb #f0a29668
+# %% ../nbs/02_splitting.ipynb #a7c27644
 class _Phase1:
     "An optimiser over x, and over lam unless lam is eliminated; knows how to carry on after a split"
     def __init__(self, x, lam, optimizer, lr, lr_multipliers):
@@ -279,7 +323,8 @@ class _Phase1:
     def _set(self, x, lam):
         self.x, self.lam = x, lam
         groups = [dict(params=[self.x], lr=self.lr)]
-        if self.lr_multipliers is not None: groups.append(dict(params=[self.lam], lr=self.lr_multipliers))
+        if self.lr_multipliers is not None:
+            groups.append(dict(params=[self.lam], lr=self.lr_multipliers))
         self.opt = self.make(groups)
         self.rates = [group['lr'] for group in self.opt.param_groups]
 
@@ -290,7 +335,8 @@ class _Phase1:
             if self.lr_multipliers is None:
                 value, self.x.grad, lam = objective.projected_value_and_grad(self.x)
                 self.lam.copy_(lam)
-            else: value, self.x.grad, self.lam.grad = objective.value_and_grad(self.x, self.lam)
+            else:
+                value, self.x.grad, self.lam.grad = objective.value_and_grad(self.x, self.lam)
             return value
         return self.opt.step(closure)
 
@@ -300,11 +346,12 @@ class _Phase1:
         self._set(x, lam)
         inherit_state(old, self.opt, parents)
 
-# %% ../nbs/02_splitting.ipynb #d3652368
+# %% ../nbs/02_splitting.ipynb #e15fa306
 class _Recorder:
     "Keeps the history and the last good state, and calls the callback"
     def __init__(self, callback, phase1):
-        self.callback, self.history, self.start, self.paused = callback, History(), time.perf_counter(), 0.
+        self.callback, self.history, self.start, self.paused = (
+            callback, History(), time.perf_counter(), 0.)
         self.last = phase1.x.clone(), phase1.lam.clone(), 0
 
     def __call__(self, step, value, phase1, splits)->bool:
@@ -312,17 +359,25 @@ class _Recorder:
         loss, h = value.item(), self.history
         if not (math.isfinite(loss) and bool(torch.isfinite(phase1.x).all())):
             x, lam, when = self.last
-            raise ReconstructionError(f'loss={loss} at step {step}: the loss and the candidates must stay finite; use a smaller lr (now {phase1.lr}) or a smaller sharpness. '
-                                      f'The state of step {when} is kept in `last`', Reconstruction(x, lam, h, splits, f'diverged at step {step}'))
+            raise ReconstructionError(
+                f'loss={loss} at step {step}: the loss and the candidates must stay finite; '
+                f'use a smaller lr (now {phase1.lr}) or a smaller sharpness. '
+                f'The state of step {when} is kept in `last`',
+                Reconstruction(x, lam, h, splits, f'diverged at step {step}'))
         self.last = phase1.x.clone(), phase1.lam.clone(), step
         tick = time.perf_counter()
-        for entries, new in ((h.step, step), (h.loss, loss), (h.num_candidates, len(phase1.x)), (h.seconds, tick - self.start - self.paused)): entries.append(new)
-        stop = self.callback is not None and self.callback(step, loss, phase1.x, phase1.lam) is True
+        for entries, new in ((h.step, step), (h.loss, loss),
+                             (h.num_candidates, len(phase1.x)),
+                             (h.seconds, tick - self.start - self.paused)):
+            entries.append(new)
+        stop = (self.callback is not None
+                and self.callback(step, loss, phase1.x, phase1.lam) is True)
         self.paused += time.perf_counter() - tick
         return stop
 
-# %% ../nbs/02_splitting.ipynb #19300e84
-adam = lambda groups: torch.optim.Adam(groups, betas=(0.9, 0.99)) # a short second-moment memory forgets the scale before a split; see 04_experiments
+# %% ../nbs/02_splitting.ipynb #9009d5c3
+# a short second-moment memory forgets the scale before a split; see 04_experiments
+adam = lambda groups: torch.optim.Adam(groups, betas=(0.9, 0.99))
 
 @torch.no_grad()
 def reconstruct(
@@ -344,20 +399,28 @@ def reconstruct(
     "Algorithm 1 of the paper in its periodic form: gradient steps, and every `rule.every` steps a splitting event"
     require_candidates(x, lam, objective.d)
     for name, value in (('steps', steps), ('report_every', report_every)):
-        require(isinstance(value, int) and value >= 1, name, value, 'a whole number, at least 1', 'use a few thousand steps, a report every 10')
+        require(isinstance(value, int) and value >= 1, name, value,
+                'a whole number, at least 1', 'use a few thousand steps, a report every 10')
     require(lr > 0 and math.isfinite(lr), 'lr', lr, 'positive and finite', 'use 0.02')
-    require(lr_multipliers is None or (lr_multipliers >= 0 and math.isfinite(lr_multipliers)), 'lr_multipliers', lr_multipliers, 'None, or a finite number, at least 0', 'None eliminates the multipliers')
+    require(lr_multipliers is None or (lr_multipliers >= 0 and math.isfinite(lr_multipliers)),
+            'lr_multipliers', lr_multipliers, 'None, or a finite number, at least 0',
+            'None eliminates the multipliers')
     phase1 = _Phase1(x, lam, optimizer, lr, lr_multipliers)
-    recorder, generator, splits = _Recorder(callback, phase1), torch.Generator().manual_seed(seed), []
-    at = lambda step: objective if sharpness is None else objective.smoothed(sharpness(step))
-    result = lambda sentence: Reconstruction(phase1.x, phase1.lam, recorder.history, splits, sentence)
+    recorder, generator, splits = (
+        _Recorder(callback, phase1), torch.Generator().manual_seed(seed), [])
+    at = lambda step: (objective if sharpness is None
+                       else objective.smoothed(sharpness(step)))
+    result = lambda sentence: Reconstruction(phase1.x, phase1.lam, recorder.history, splits,
+                                             sentence)
     for step in range(steps):
         if rule is not None and rule.due(step, len(splits)):
-            new_x, new_lam, split = split_samples(at(step), phase1.x, phase1.lam, rule, generator, step, len(splits))
+            new_x, new_lam, split = split_samples(at(step), phase1.x, phase1.lam, rule,
+                                                  generator, step, len(splits))
             splits.append(split)
             if len(split.chosen): phase1.after_split(new_x, new_lam, split.parents)
         value = phase1.step(at(step), 1. if lr_factor is None else lr_factor(step))
-        if step % report_every == 0 and recorder(step, value, phase1, splits): return result(f'stopped by the callback after {step + 1} steps')
+        if step % report_every == 0 and recorder(step, value, phase1, splits):
+            return result(f'stopped by the callback after {step + 1} steps')
     if lr_multipliers is None: phase1.lam.copy_(at(steps).multipliers(phase1.x))
     recorder(steps, at(steps)(phase1.x, phase1.lam), phase1, splits)
     return result(f'finished {steps} steps with {len(phase1.x)} candidates')

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 
-# %% ../nbs/support/storage.ipynb #690c95ea
+# %% ../nbs/support/storage.ipynb #3185d652
 @contextmanager
 def atomic_path(path:str|Path):
     "A temporary path with the same suffix to write to; it becomes `path` when the block ends well, and vanishes otherwise"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem}-', suffix=path.suffix)
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem}-',
+                                suffix=path.suffix)
     os.close(fd)
     try:
         yield Path(name)
@@ -28,10 +29,11 @@ def atomic_path(path:str|Path):
 
 def _umask():
     "The process's file mode mask (temporary files ignore it)"
-    mask = os.umask(0); os.umask(mask)
+    mask = os.umask(0)
+    os.umask(mask)
     return mask
 
-# %% ../nbs/support/storage.ipynb #913e18de
+# %% ../nbs/support/storage.ipynb #33f7fbfe
 def save_json(path:str|Path, value)->None:
     "Write a JSON file atomically; ValueError if a number is nan or inf"
     text = json.dumps(value, indent=1, allow_nan=False)
@@ -44,7 +46,8 @@ def load_json(path:str|Path):
 
 def save_arrays(path:str|Path, **arrays)->None:
     "Write named numpy arrays (or CPU tensors) to a compressed .npz atomically"
-    with atomic_path(path) as p: np.savez_compressed(p, **{k: np.asarray(v) for k, v in arrays.items()})
+    with atomic_path(path) as p:
+        np.savez_compressed(p, **{k: np.asarray(v) for k, v in arrays.items()})
 
 def load_arrays(path:str|Path)->dict:
     "Read an .npz file; nothing in it is ever unpickled"

@@ -14,7 +14,7 @@ from .checks import require, require_finite
 from .networks import MLP
 from .objectives import gram, tangent_features, tangent_inner, weighted_sum
 
-# %% ../nbs/support/training.ipynb #428202b5
+# %% ../nbs/support/training.ipynb #82a57b76
 @dataclass
 class NTKTraining:
     "A linearised network trained to interpolation"
@@ -29,19 +29,26 @@ def train_ntk(
     y:Tensor # (n,) labels, e.g. -1 / +1
 )->NTKTraining: # ValueError for bad shapes, non-finite numbers, or coinciding samples
     "Train the linearised network exactly: the limit of gradient descent on the squared error (Jacot et al. 2018, Loo et al. 2024)"
-    require(X.ndim == 2 and X.shape[1] == init.widths[0] and len(X) >= 1, 'X.shape', tuple(X.shape), f'(n, {init.widths[0]}) with n >= 1', 'flatten each image to one row')
-    require(y.shape == (len(X),), 'y.shape', tuple(y.shape), f'({len(X)},)', 'one label per sample')
-    require(init.widths[-1] == 1, 'init.widths', init.widths, 'a network with one output', 'use labels -1 / +1')
+    require(X.ndim == 2 and X.shape[1] == init.widths[0] and len(X) >= 1,
+            'X.shape', tuple(X.shape), f'(n, {init.widths[0]}) with n >= 1',
+            'flatten each image to one row')
+    require(y.shape == (len(X),), 'y.shape', tuple(y.shape), f'({len(X)},)',
+            'one label per sample')
+    require(init.widths[-1] == 1, 'init.widths', init.widths,
+            'a network with one output', 'use labels -1 / +1')
     require_finite('X', X); require_finite('y', y)
     exact = copy.deepcopy(init).double().requires_grad_(False)
     X, y = X.to(exact.layers[0].weight), y.to(exact.layers[0].weight)
     fs = tangent_features(exact, exact.activation, X)
     G = gram(exact, fs)
     condition = torch.linalg.cond(G).item()
-    require(condition < 1e12, 'X', f'<tangent kernel with condition number {condition:.0e}>', 'samples that the kernel tells apart (condition below 1e12)', 'remove duplicate samples')
+    require(condition < 1e12, 'X', f'<tangent kernel with condition number {condition:.0e}>',
+            'samples that the kernel tells apart (condition below 1e12)',
+            'remove duplicate samples')
     out = exact(X)[:, 0]
     lam = torch.linalg.solve(G, y - out)
     step = weighted_sum(exact, fs, lam)
     model = copy.deepcopy(init).requires_grad_(False)
     for p, q, s in zip(model.parameters(), exact.parameters(), step): p.copy_(q + s)
-    return NTKTraining(model, lam, (out + tangent_inner(exact, fs, step) - y).abs().max().item(), condition)
+    return NTKTraining(
+        model, lam, (out + tangent_inner(exact, fs, step) - y).abs().max().item(), condition)

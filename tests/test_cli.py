@@ -73,3 +73,24 @@ def test_no_command_and_a_wrong_option_say_what_there_is():
     for words in ([], ['demo', '--colour', 'red'], ['dance']):
         done = samplesplit(*words)
         assert done.returncode == 2 and 'usage:' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_a_terminal_sees_progress_with_loss_candidates_and_time_left(tmp_path):
+    pty, fcntl, termios = (pytest.importorskip(m) for m in ('pty', 'fcntl', 'termios'))
+    import struct
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', 40, 130, 0, 0))
+    command = [sys.executable, '-c', 'import sys; from samplesplit_nb.cli import main; sys.exit(main())', 'demo', *SMALL, '--out', str(tmp_path)]
+    with subprocess.Popen(command, stdin=terminal, stdout=subprocess.PIPE, stderr=terminal) as process:
+        os.close(terminal)
+        seen = b''
+        while True:
+            try: chunk = os.read(main, 4096)
+            except OSError: break  # the other side has closed
+            if not chunk: break
+            seen += chunk
+        process.stdout.read()
+    os.close(main)
+    assert process.returncode == 0
+    last = seen.decode().replace('\r', '\n').strip().split('\n')[-1]
+    assert 'split: 100%' in last and '60/60' in last and '<00:00' in last and 'k=' in last and 'loss=' in last

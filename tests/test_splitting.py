@@ -2,7 +2,7 @@
 import math
 from functools import partial
 import pytest, torch
-from hypothesis import assume, given, strategies as st
+from hypothesis import given, strategies as st
 from torch.testing import assert_close
 from problems import random_problem
 from samplesplit_nb.splitting import (ReconstructionError, SplitRule, inherit_state, lanczos_min, min_curvature, offspring, reconstruct, split_samples,

@@ -1,5 +1,5 @@
 "The tree itself: exported files, saved outputs, runtime requirements, saved results"
-import json, re, subprocess, sys
+import ast, json, re, subprocess, sys
 from pathlib import Path
 import pytest
 
@@ -26,9 +26,9 @@ def test_notebook_was_executed_and_shows_no_error(path):
 def test_imports_stand_alone_in_their_cell(path):
     "The site's builder runs every cell that holds an import; one mixed with other code would fail there"
     for cell in cells(path):
-        lines = [l for l in source(cell).splitlines() if l.strip() and not l.startswith('#')]
-        if cell['cell_type'] == 'code' and any(re.match(r'(import|from) ', l) for l in lines):
-            assert all(re.match(r'(import|from) ', l) for l in lines), source(cell)
+        if cell['cell_type'] != 'code': continue
+        imports = [isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(source(cell)).body]
+        assert all(imports) or not any(imports), source(cell)
 
 
 def test_the_package_imports_with_little():

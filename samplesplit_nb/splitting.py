@@ -88,7 +88,7 @@ def lanczos_min(
     return (ritz_values[:, 0], torch.einsum('jkd,kj->kd', basis, lowest),
             betas[-1]*lowest[:, -1].abs())
 
-# %% ../nbs/02_splitting.ipynb #6c75bc9e
+# %% ../nbs/02_splitting.ipynb #94708754
 def _randn_like(x, generator):
     "Normal numbers drawn on the CPU in float64, so that a seed means the same on every device and dtype"
     return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
@@ -103,7 +103,8 @@ def min_curvature(
     "The lowest eigenvalue and eigenvector of every splitting matrix, by batched Lanczos; ValueError for bad shapes or num_matvecs < 1"
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     values, vectors, _ = lanczos_min(splitting_product(objective, x, lam),
-                                     _randn_like(x, generator), min(num_matvecs, objective.d))
+                                     _randn_like(x, generator),
+                                     min(num_matvecs, objective.d))
     return values, vectors
 
 # %% ../nbs/02_splitting.ipynb #41926cab
@@ -375,8 +376,8 @@ class _Recorder:
         self.paused += time.perf_counter() - tick
         return stop
 
-# %% ../nbs/02_splitting.ipynb #9009d5c3
-# a short second-moment memory forgets the scale before a split; see 04_experiments
+# %% ../nbs/02_splitting.ipynb #e1485cc0
+# beta2 chosen here; 04_experiments, "A setting that deserves another look", has the sweep
 adam = lambda groups: torch.optim.Adam(groups, betas=(0.9, 0.99))
 
 @torch.no_grad()
@@ -410,8 +411,8 @@ def reconstruct(
         _Recorder(callback, phase1), torch.Generator().manual_seed(seed), [])
     at = lambda step: (objective if sharpness is None
                        else objective.smoothed(sharpness(step)))
-    result = lambda sentence: Reconstruction(phase1.x, phase1.lam, recorder.history, splits,
-                                             sentence)
+    result = lambda sentence: Reconstruction(phase1.x, phase1.lam, recorder.history,
+                                             splits, sentence)
     for step in range(steps):
         if rule is not None and rule.due(step, len(splits)):
             new_x, new_lam, split = split_samples(at(step), phase1.x, phase1.lam, rule,

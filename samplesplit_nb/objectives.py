@@ -116,7 +116,7 @@ def least_squares_multipliers(
     A = A + torch.eye(len(A), dtype=A.dtype, device=A.device)*(ridge*A.diagonal().mean())
     return torch.linalg.solve(A, c.double()).to(c.dtype)
 
-# %% ../nbs/01_objectives.ipynb #4c9cf334
+# %% ../nbs/01_objectives.ipynb #99f65c92
 class ReconstructionObjective:
     "L(x, lam) = || target - sum_i lam_i f(theta; x_i) ||^2 (paper, eq. 5.1) plus a pixel-box penalty; subclasses define f by `weighted_sum`, `inner` and `multipliers`"
     def __init__(self,
@@ -135,7 +135,11 @@ class ReconstructionObjective:
 
     def residual(self, x:Tensor, lam:Tensor)->list: # shaped like the parameters
         "r = target - sum_i lam_i f(theta; x_i)"
-        return [t - s for t, s in zip(self.target, self.weighted_sum(x, lam))]
+        return self._remainder(self.weighted_sum(x, lam))
+
+    def _remainder(self, total):
+        "The target minus a weighted sum that is already known"
+        return [t - s for t, s in zip(self.target, total)]
 
     def loss(self, x:Tensor, lam:Tensor)->Tensor: # scalar
         "L = |r|^2, without the penalty"
@@ -178,7 +182,7 @@ class MapObjective(ReconstructionObjective):
         F = self.f(x).detach()
         return least_squares_multipliers(F @ F.T, F @ self.target[0])
 
-# %% ../nbs/01_objectives.ipynb #04179538
+# %% ../nbs/01_objectives.ipynb #452b5d26
 class PerceptronObjective(ReconstructionObjective):
     "The closed form for f(x) = grad_theta Phi(network; x), where the network is a one-output `MLP`"
     def __init__(self, network:MLP, target:list, sharpness:float|None=200.,
@@ -211,7 +215,7 @@ class PerceptronObjective(ReconstructionObjective):
         "The value of `self(x, lam)` and its gradients in x and lam, in closed form; pass `features` if already known"
         with torch.no_grad():
             fs = self.features(x) if features is None else features
-            r = [t - s for t, s in zip(self.target, weighted_sum(self.network, fs, lam))]
+            r = self._remainder(weighted_sum(self.network, fs, lam))
             inner, grad = tangent_inner_grad(self.network, self.activation, fs, r)
             excess, weight = self._excess(x), self.box_weight/self.d
             value = (sum(torch.dot(p.flatten(), p.flatten()) for p in r)

@@ -88,10 +88,15 @@ def lanczos_min(
     return (ritz_values[:, 0], torch.einsum('jkd,kj->kd', basis, lowest),
             betas[-1]*lowest[:, -1].abs())
 
-# %% ../nbs/02_splitting.ipynb #94708754
+# %% ../nbs/02_splitting.ipynb #790a44f6
 def _randn_like(x, generator):
     "Normal numbers drawn on the CPU in float64, so that a seed means the same on every device and dtype"
     return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+
+def _lowest_pairs(matvec, x, num_matvecs, generator):
+    "Lowest Ritz values and vectors of all candidates, from random starts, with at most d products"
+    start = _randn_like(x, generator)
+    return lanczos_min(matvec, start, min(num_matvecs, x.shape[1]))[:2]
 
 def min_curvature(
     objective:ReconstructionObjective,
@@ -102,10 +107,7 @@ def min_curvature(
 )->tuple: # (values (k,), vectors (k, d)): lambda_min(S(x_i)), in loss per squared pixel unit, and its eigenvectors
     "The lowest eigenvalue and eigenvector of every splitting matrix, by batched Lanczos; ValueError for bad shapes or num_matvecs < 1"
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    values, vectors, _ = lanczos_min(splitting_product(objective, x, lam),
-                                     _randn_like(x, generator),
-                                     min(num_matvecs, objective.d))
-    return values, vectors
+    return _lowest_pairs(splitting_product(objective, x, lam), x, num_matvecs, generator)
 
 # %% ../nbs/02_splitting.ipynb #41926cab
 def offspring(
@@ -212,7 +214,7 @@ def _choose(objective, values, rule, event, generator):
         order = torch.randperm(len(values), generator=generator).to(order.device)
     return order[:count]
 
-# %% ../nbs/02_splitting.ipynb #6878c0cb
+# %% ../nbs/02_splitting.ipynb #65347d46
 def split_samples(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d)
@@ -227,8 +229,7 @@ def split_samples(
     with torch.no_grad():
         matvec = splitting_product(objective, x, lam)
         before = objective.loss(x, lam).item()
-        values, vectors, _ = lanczos_min(matvec, _randn_like(x, generator),
-                                         min(rule.num_matvecs, objective.d))
+        values, vectors = _lowest_pairs(matvec, x, rule.num_matvecs, generator)
         chosen = _choose(objective, values, rule, event, generator)
         if rule.direction == 'random':
             vectors = torch.nn.functional.normalize(_randn_like(x, generator))

@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs clean
+.PHONY: help demo test bench docs clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,9 @@ demo: $(INSTALLED)  ## samplesplit demo; pass options with ARGS='...'
 
 test: $(INSTALLED)  ## everything CI checks: notebooks in sync, notebook tests, site, pytest
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/check.sh
+
+bench: $(INSTALLED)  ## time the objective against double back-propagation (three minutes, quiet machine)
+	$(BIN)/python tools/bench.py --out results/objectives/bench.json
 
 docs: $(INSTALLED)  ## the site: into _docs with Quarto where it is installed, else into _site with smalldocs
 	@export PATH="$(CURDIR)/$(BIN):$$PATH"; \

@@ -93,7 +93,7 @@ def prepare(e:Experiment)->Problem:
     init = MLP([data.X.shape[1], e.width, e.width, 1], seed=e.seed, device=device)
     training = train_ntk(init, data.X, data.y)
     objective = NTKObjective(training.model, init, sharpness=e.sharpness[1],
-                             box=data.box)
+                             box=data.box, form='residual') # as the saved study; 'auto' differs by rounding
     return Problem(e, data, training, objective, device)
 
 # %% ../nbs/04_experiments.ipynb #9e3aafe9

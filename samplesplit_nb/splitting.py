@@ -195,7 +195,8 @@ def _line_search(objective, x, lam, chosen, directions, curvatures, before, rule
     best = None
     for j in range(rule.halvings + 1):
         eta = rule.eta_max/2**j
-        after = objective.loss(*offspring(x, lam, chosen, directions, eta)[:2]).item()
+        *children, parents = offspring(x, lam, chosen, directions, eta)
+        after = objective.select(parents).loss(*children).item()
         predicted = eta**2/2*curvatures.sum().item()
         enough = rule.accept_any or after < before + rule.sufficient*min(predicted, 0)
         if enough and (best is None or after < best[0]): best = (after, eta, predicted)
@@ -419,7 +420,9 @@ def reconstruct(
             new_x, new_lam, split = split_samples(at(step), phase1.x, phase1.lam, rule,
                                                   generator, step, len(splits))
             splits.append(split)
-            if len(split.chosen): phase1.after_split(new_x, new_lam, split.parents)
+            if len(split.chosen):
+                phase1.after_split(new_x, new_lam, split.parents)
+                objective = objective.select(split.parents)
         value = phase1.step(at(step), 1. if lr_factor is None else lr_factor(step))
         if step % report_every == 0 and recorder(step, value, phase1, splits):
             return result(f'stopped by the callback after {step + 1} steps')

@@ -241,7 +241,7 @@ class PerceptronTangent:
         return _outputs_and_grad(self.network, self.activation, fs, vector)
     def gram(self, a, b=None): return gram(self.network, a, b)
 
-# %% ../nbs/01_objectives.ipynb #296d6e3c
+# %% ../nbs/01_objectives.ipynb #f37b758f
 # below this share of |target|^2 the Gram form loses digits of the value (three, at worst)
 CANCELS = {torch.float32: 1e-3, torch.float64: 1e-10}
 
@@ -281,7 +281,7 @@ class _Target:
 class GramForm:
     "Value and gradients of a perceptron's objective without forming the residual"
     def __init__(self, network:MLP, target:list, noise:list): # Frobenius norm of the rounding in each tensor
-        self.network = network
+        self.network, self.target = network, target
         self.parts = [_Target(T, b, layer, n) for (T, b), (n, _), layer
                       in zip(_by_layer(network, target), _by_layer(network, noise), network.layers)]
         self.size = sum(t.double().square().sum() for t in target).item()
@@ -469,7 +469,7 @@ class ChunkedTangent:
         return torch.cat([torch.cat([self.tangent.gram(rows, self.tangent.features(*g)) for g in b], dim=1)
                           for f in a for rows in [self.tangent.features(*f)]])
 
-# %% ../nbs/01_objectives.ipynb #b9a9bc3f
+# %% ../nbs/01_objectives.ipynb #96b9053a
 class NetworkObjective(ReconstructionObjective):
     "Match a target by sum_i lam_i grad_theta <c_i, Phi(x_i)>; subclasses choose target and cotangents c_i"
     soft = SmoothReLU # what stands in for ReLU, as a function of its sharpness
@@ -541,6 +541,7 @@ class NetworkObjective(ReconstructionObjective):
 
     def _uses_gram(self, k):
         return (self._gram_form is not None and not self.vector
+                and self._gram_form.target is self.target
                 and (self.form == 'gram' or self._gram_form.saves(k)))
 
     def _gram_value_and_grad(self, x, lam, fs, kernels=None, tangents=None):

@@ -139,8 +139,8 @@ class ReconstructionObjective:
     def __init__(self,
         target:list, # P numbers, as tensors shaped like the parameters; ValueError if not finite
         d:int, # dimension of a sample
-        box=None, # (lower, upper), each a number or (d,): allowed pixels after mean subtraction; None: no penalty
-        box_weight:float=0.1, # times the sum of squared excesses, divided by d: 0.1 for Loo et al. 2024, d for Haim et al. 2022
+        box=None, # (lower, upper), each a number or (d,), of mean-subtracted pixels; None: none
+        box_weight:float=0.1, # times squared excesses/d; Loo et al. 2024: 0.1, Haim et al. 2022: d
         lam_min:float=None, # multipliers below it are penalised; None: no penalty
         lam_weight:float=5.): # of that penalty (Haim et al. 2022, Buzaglo et al. 2024)
         self.target, self.d, self.box, self.box_weight = list(target), d, None, box_weight
@@ -250,7 +250,7 @@ def _thin_factors(
     noise:float # Frobenius norm of what in T is rounding already
 ): # (A (b, r), B (r, a)) with T = A B up to rounding, or None if that would not pay
     "Low-rank factors by a random sketch (Halko et al. 2011)"
-    most = int(T.numel()/sum(T.shape)/2)                       # half the multiplications
+    most = int(T.numel()/sum(T.shape)/2)                     # half the multiplications
     if most < 8: return None
     g = torch.Generator().manual_seed(0)
     sketch = torch.randn(T.shape[1], most, generator=g, dtype=torch.float64).to(T.device)
@@ -260,7 +260,7 @@ def _thin_factors(
     allowed = max(noise, 20*torch.finfo(T.dtype).eps*full.norm().item())
     if (full - Q @ small).norm() > allowed: return None
     U, values, V = torch.linalg.svd(small, full_matrices=False)
-    tail = values.square().flip(0).cumsum(0).flip(0).sqrt()    # norm of what is cut off at r
+    tail = values.square().flip(0).cumsum(0).flip(0).sqrt()  # norm of what is cut off at r
     r = max(1, int((tail > allowed).sum()))
     return (Q @ U[:, :r]*values[:r]).to(T), V[:r].to(T)
 
@@ -271,26 +271,31 @@ class _Target:
         self.own = (T.data_ptr() == layer.weight.data_ptr() and
                     (bias is None or bias.data_ptr() == layer.bias.data_ptr()))
         self.thin = None if self.own else _thin_factors(T, noise)
-        self.rank = 0 if self.own else min(T.shape) if self.thin is None else len(self.thin[1])
+        self.rank = (0 if self.own else min(T.shape) if self.thin is None
+                     else len(self.thin[1]))
     def right(self, h): # T h_i, (k, b)
         out = h @ self.T.T if self.thin is None else (h @ self.thin[1].T) @ self.thin[0].T
         return out if self.bias is None else out + self.bias
     def left(self, delta): # T' delta_i, (k, a)
-        return delta @ self.T if self.thin is None else (delta @ self.thin[0]) @ self.thin[1]
+        return (delta @ self.T if self.thin is None
+                else (delta @ self.thin[0]) @ self.thin[1])
 
 class GramForm:
     "Value and gradients of a perceptron's objective without forming the residual"
-    def __init__(self, network:MLP, target:list, noise:list): # Frobenius norm of the rounding in each tensor
+    def __init__(self, network:MLP, target:list,
+                 noise:list): # Frobenius norm of the rounding in each tensor
         self.network, self.target = network, target
         self.parts = [_Target(T, b, layer, n) for (T, b), (n, _), layer
-                      in zip(_by_layer(network, target), _by_layer(network, noise), network.layers)]
+                      in zip(_by_layer(network, target), _by_layer(network, noise),
+                             network.layers)]
         self.size = sum(t.double().square().sum() for t in target).item()
     def saves(self, k:int)->bool:
         "Does it need fewer multiplications than the residual form for k candidates?"
         saved = added = 0
         for i, part in enumerate(self.parts):
             b, a = part.T.shape
-            products = 2 if part.own else 0 if part.thin is None else 2 - 2*part.rank*(a+b)/(a*b)
+            products = (2 if part.own else 0 if part.thin is None
+                        else 2 - 2*part.rank*(a+b)/(a*b))
             saved, added = saved + a*b*(1 + products), added + 2*k*(a + b)
         return added < saved
     def kernels(self, fs): # [(h h' + 1, delta delta')] per layer
@@ -405,14 +410,15 @@ class ModuleTangent:
             out = self.along((x, fs[1]), vector)
             return out.detach(), torch.autograd.grad((out*fs[1]).sum(), x)[0]
     def _rows(self, x, c): # (k, P)
-        one = lambda x, c: vjp(lambda p: (self._call(p, x[None])[0]*c).sum(), self.params)[1](
-            x.new_ones(()))[0]
+        one = lambda x, c: vjp(lambda p: (self._call(p, x[None])[0]*c).sum(),
+                               self.params)[1](x.new_ones(()))[0]
         return torch.cat([g.flatten(1) for g in vmap(one)(x, c).values()], dim=1)
     def gram(self, a, b=None): # (k_a, k_b)
         "Inner products of the f(x_i), blocks of rows against blocks of rows"
         b = a if b is None else b
         split = lambda fs: list(zip(*(z.split(self.block) for z in fs)))
-        return torch.cat([torch.cat([rows @ self._rows(*other).T for other in split(b)], dim=1)
+        return torch.cat([torch.cat([rows @ self._rows(*other).T for other in split(b)],
+                                    dim=1)
                           for one in split(a) for rows in [self._rows(*one)]])
 
 # %% ../nbs/01_objectives.ipynb #6510ed0c
@@ -425,7 +431,8 @@ class StackedTangent:
     def with_activation(self, activation):
         return StackedTangent([t.with_activation(activation) for t in self.tangents])
     def logits(self, x): return self.tangents[0].logits(x)
-    def features(self, x, cotangent): return [t.features(x, cotangent) for t in self.tangents]
+    def features(self, x, cotangent):
+        return [t.features(x, cotangent) for t in self.tangents]
     def _pairs(self, fs, vector):
         parts = iter(vector)
         return [(t, f, [next(parts) for _ in t.weights]) for t, f in zip(self.tangents, fs)]
@@ -450,47 +457,57 @@ class ChunkedTangent:
         self.activation = tangent.activation
     def with_activation(self, activation):
         return ChunkedTangent(self.tangent.with_activation(activation), self.chunk_size)
-    def logits(self, x): return torch.cat([self.tangent.logits(p) for p in x.split(self.chunk_size)])
+    def logits(self, x):
+        return torch.cat([self.tangent.logits(p) for p in x.split(self.chunk_size)])
     def features(self, x, cotangent): # only the factors of one chunk live at a time
         return list(zip(x.split(self.chunk_size), cotangent.split(self.chunk_size)))
     def weighted_sum(self, fs, lam=None):
         lams = [None]*len(fs) if lam is None else lam.split(self.chunk_size)
-        parts = (self.tangent.weighted_sum(self.tangent.features(*f), l) for f, l in zip(fs, lams))
+        parts = (self.tangent.weighted_sum(self.tangent.features(*f), l)
+                 for f, l in zip(fs, lams))
         total = next(parts)
         for part in parts: total = [a + b for a, b in zip(total, part)]
         return total
     def along(self, fs, vector):
-        return torch.cat([self.tangent.along(self.tangent.features(*f), vector) for f in fs])
+        return torch.cat([self.tangent.along(self.tangent.features(*f), vector)
+                          for f in fs])
     def along_and_grad(self, fs, vector):
         parts = [self.tangent.along_and_grad(self.tangent.features(*f), vector) for f in fs]
         return tuple(torch.cat(z) for z in zip(*parts))
     def gram(self, a, b=None):
         b = a if b is None else b
-        return torch.cat([torch.cat([self.tangent.gram(rows, self.tangent.features(*g)) for g in b], dim=1)
+        return torch.cat([torch.cat([self.tangent.gram(rows, self.tangent.features(*g))
+                                     for g in b], dim=1)
                           for f in a for rows in [self.tangent.features(*f)]])
 
 # %% ../nbs/01_objectives.ipynb #96b9053a
 class NetworkObjective(ReconstructionObjective):
     "Match a target by sum_i lam_i grad_theta <c_i, Phi(x_i)>; subclasses choose target and cotangents c_i"
     soft = SmoothReLU # what stands in for ReLU, as a function of its sharpness
-    def __init__(self, tangent, target:list, chunk_size:int=None, form:str='auto', noise=None, **penalties):
+    def __init__(self, tangent, target:list, chunk_size:int=None, form:str='auto',
+                 noise=None, **penalties):
         require(form in ('auto', 'residual', 'gram'), 'form', repr(form),
-                "'auto', 'residual' or 'gram'", "'auto' takes the one with fewer multiplications")
+                "'auto', 'residual' or 'gram'",
+                "'auto' takes the one with fewer multiplications")
         super().__init__(target, tangent.d, **penalties)
-        self.tangent = tangent if chunk_size is None else ChunkedTangent(tangent, chunk_size)
+        self.tangent = (tangent if chunk_size is None
+                        else ChunkedTangent(tangent, chunk_size))
         self.vector = False # multipliers (k,); True: (k, outputs), one per output
         self.form, self._gram_form = form, None
         if form != 'residual' and isinstance(self.tangent, PerceptronTangent):
-            self._gram_form = GramForm(tangent.network, self.target, noise or [0.]*len(self.target))
+            self._gram_form = GramForm(tangent.network, self.target,
+                                       noise or [0.]*len(self.target))
         require(form != 'gram' or self._gram_form is not None, 'form', repr(form),
-                "'residual' here", 'the Gram form is for perceptrons, all candidates at once')
+                "'residual' here",
+                'the Gram form is for perceptrons, all candidates at once')
 
     @property
     def activation(self): return self.tangent.activation
 
     def smoothed(self, sharpness:float|None)->'NetworkObjective':
         "The same objective with another sharpness of the softened ReLU; shares all tensors"
-        require(isinstance(self.activation, (SmoothReLU, SurrogateReLU)), 'sharpness', sharpness,
+        require(isinstance(self.activation, (SmoothReLU, SurrogateReLU)),
+                'sharpness', sharpness,
                 'left out for a network without ReLU', 'it is smooth as it is')
         other = copy.copy(self)
         other.tangent = self.tangent.with_activation(_softened(self.soft, sharpness))
@@ -554,12 +571,16 @@ class NetworkObjective(ReconstructionObjective):
         value = form.value(sum(H*D for H, D in kernels), lam, inner)
         if value is None: value = sum(torch.dot(p.flatten(), p.flatten()) for p in
                                       self._remainder(self.tangent.weighted_sum(fs, lam)))
-        excess, weight, shortage = self._excess(x), self.box_weight/self.d, self._shortage(lam)
-        value = value + weight*excess.square().sum() + self.lam_weight*shortage.square().sum()
+        excess, weight, shortage = (self._excess(x), self.box_weight/self.d,
+                                    self._shortage(lam))
+        value = (value + weight*excess.square().sum()
+                 + self.lam_weight*shortage.square().sum())
         return (value, -2*weights*grad + 2*weight*excess,
                 -2*inner - 2*self.lam_weight*shortage)
 
-    def multipliers(self, x:Tensor, features=None)->Tensor: # (k,); (k, outputs) for vector multipliers
+    def multipliers(
+        self, x:Tensor, features=None
+    )->Tensor: # (k,); (k, outputs) for vector multipliers
         "The least-squares multipliers lam*(x), at least lam_min where that is set; see `least_squares_multipliers`"
         with torch.no_grad():
             if self.vector: # one candidate per sample and output
@@ -582,9 +603,11 @@ class NetworkObjective(ReconstructionObjective):
             if not self._uses_gram(len(x)):
                 lam = self.multipliers(x, fs)
                 return *self.value_and_grad(x, lam, fs)[:2], lam
-            kernels, tangents = self._gram_form.kernels(fs), self._gram_form.along_target(fs)
+            kernels, tangents = (self._gram_form.kernels(fs),
+                                 self._gram_form.along_target(fs))
             lam = least_squares_multipliers(sum(H*D for H, D in kernels),
-                                            (tangents[-1]*fs.deltas[-1]).sum(1), least=self.lam_min)
+                                            (tangents[-1]*fs.deltas[-1]).sum(1),
+                                            least=self.lam_min)
             return *self._gram_value_and_grad(x, lam, fs, kernels, tangents)[:2], lam
 
 # %% ../nbs/01_objectives.ipynb #6d8bdf7a
@@ -604,7 +627,8 @@ def _tangent(name, model, softened, shape): # PerceptronTangent or ModuleTangent
     if isinstance(model, MLP):
         relu = isinstance(model.activation, (SmoothReLU, SurrogateReLU))
         return PerceptronTangent(model, softened if relu else None)
-    require(shape is not None, 'shape', shape, 'the shape of one input for a model that is no MLP',
+    require(shape is not None, 'shape', shape,
+            'the shape of one input for a model that is no MLP',
             'for example shape=(1, 28, 28)')
     return ModuleTangent(model, shape, softened)
 
@@ -613,10 +637,10 @@ class NTKObjective(NetworkObjective):
     def __init__(self,
         model:nn.Module, # the trained network, theta
         init:nn.Module, # the same network before training, theta_0
-        sharpness:float|None=200., # b of the softened ReLU (Loo et al.: up to 200); None: exact ReLU, whose second derivatives vanish
+        sharpness:float|None=200., # b of softened ReLU (Loo et al.: to 200); None: exact, no curvature
         box=None, # see `ReconstructionObjective`
         box_weight:float=0.1, # Loo et al. 2024
-        tangent:str='init', # f at theta_0 ('init', the paper), theta ('final', the code of Loo et al.) or 'both'
+        tangent:str='init', # f at theta_0 ('init', the paper), theta ('final', its code) or 'both'
         shape:tuple=None, # of one input, for a model that is no MLP
         chunk_size:int=None, # candidates at a time; None: all
         form:str='auto'): # 'residual', 'gram', or the one with fewer multiplications
@@ -627,7 +651,8 @@ class NTKObjective(NetworkObjective):
         start, end = (_tangent(name, net, softened, shape)
                       for name, net in (('init', init), ('model', model)))
         require([w.shape for w in start.weights] == [w.shape for w in end.weights], 'model',
-                [tuple(w.shape) for w in end.weights], [tuple(w.shape) for w in start.weights],
+                [tuple(w.shape) for w in end.weights],
+                [tuple(w.shape) for w in start.weights],
                 'pass the network before and after the same training')
         require(start.weights[0].dtype == end.weights[0].dtype
                 and start.weights[0].device == end.weights[0].device, 'model',
@@ -646,14 +671,15 @@ class NTKObjective(NetworkObjective):
 class _LabelledObjective(NetworkObjective):
     "A KKT attack: the target is theta, each candidate has a label"
     soft = SurrogateReLU
-    def __init__(self, model, labels, sharpness, scale, shape, chunk_size, form, box, box_weight,
-                 lam_min, lam_weight):
+    def __init__(self, model, labels, sharpness, scale, shape, chunk_size, form, box,
+                 box_weight, lam_min, lam_weight):
         tangent = _tangent('model', model, _softened(self.soft, sharpness), shape)
         require(0 < scale < math.inf, 'scale', scale, 'positive and finite',
                 '1 / (number of candidates) in the published code')
-        super().__init__(tangent, [w.detach() for w in tangent.weights], chunk_size, form, box=box,
-                         box_weight=tangent.d if box_weight is None else box_weight,
-                         lam_min=lam_min, lam_weight=lam_weight)
+        super().__init__(
+            tangent, [w.detach() for w in tangent.weights], chunk_size, form, box=box,
+            box_weight=tangent.d if box_weight is None else box_weight,
+            lam_min=lam_min, lam_weight=lam_weight)
         require(labels.ndim == 1 and len(labels) >= 1, 'labels.shape', tuple(labels.shape),
                 '(k,), one label per candidate', 'flatten labels')
         self.scale, self.labels = scale, self._checked(labels).to(tangent.weights[0].device)
@@ -671,20 +697,21 @@ class KKTObjective(_LabelledObjective):
     def __init__(self,
         model:nn.Module, # trained to the margin, one output
         labels:Tensor, # (k,) -1 / +1, of the candidates
-        sharpness:float|None=100., # a of the surrogate derivative sigmoid(a z) (Haim et al.: 19 to 150); None: exact ReLU
+        sharpness:float|None=100., # a of the slope sigmoid(a z) (Haim et al.: 19-150); None: exact
         scale:float=1., # multiplies f; 1/k in the published code
         box=(-1., 1.), # Haim et al. 2022, appendix
-        box_weight:float=None, # None: d, so that the penalty is the plain sum of squares (Haim et al. 2022)
+        box_weight:float=None, # None: d, making it the plain sum of squares (Haim et al. 2022)
         lam_min:float=None, # lower bound of the multipliers; 0.41 to 0.50 in the published settings
         lam_weight:float=5., # Haim et al. 2022
         shape:tuple=None, # of one input, for a model that is no MLP
         chunk_size:int=None, # candidates at a time; None: all
         form:str='auto'): # 'residual', 'gram', or the one with fewer multiplications
         "ValueError for several outputs, other labels, weights that are not finite"
-        super().__init__(model, labels, sharpness, scale, shape, chunk_size, form, box, box_weight,
-                         lam_min, lam_weight)
+        super().__init__(model, labels, sharpness, scale, shape, chunk_size, form, box,
+                         box_weight, lam_min, lam_weight)
         require(self.tangent.outputs == 1, 'model', f'<{self.tangent.outputs} outputs>',
-                'a network with one output', 'use MulticlassKKTObjective for several classes')
+                'a network with one output',
+                'use MulticlassKKTObjective for several classes')
     def _checked(self, labels):
         require(bool((labels.abs() == 1).all()), 'labels', sorted(set(labels.tolist()))[:5],
                 '-1 or +1', 'use 2*y - 1 for labels 0 / 1')
@@ -699,7 +726,7 @@ class MulticlassKKTObjective(_LabelledObjective):
     def __init__(self,
         model:nn.Module, # trained to the margin, one output per class
         labels:Tensor, # (k,) whole numbers 0 ... classes - 1, of the candidates
-        sharpness:float|None=40., # a of the surrogate derivative (Buzaglo et al.: 39.5); None: exact ReLU
+        sharpness:float|None=40., # a of the surrogate slope (Buzaglo et al.: 39.5); None: exact
         scale:float=1., # multiplies f; 1/k in the published code
         box=(-1., 1.), # Haim et al. 2022
         box_weight:float=None, # None: d, the plain sum of squares
@@ -709,11 +736,11 @@ class MulticlassKKTObjective(_LabelledObjective):
         chunk_size:int=None, # candidates at a time; None: all
         form:str='auto'): # 'residual', 'gram', or the one with fewer multiplications
         "ValueError for one output, labels outside its classes, weights that are not finite"
-        super().__init__(model, labels, sharpness, scale, shape, chunk_size, form, box, box_weight,
-                         lam_min, lam_weight)
+        super().__init__(model, labels, sharpness, scale, shape, chunk_size, form, box,
+                         box_weight, lam_min, lam_weight)
         classes = self.tangent.outputs
-        require(classes >= 2, 'model', f'<{classes} outputs>', 'a network with an output per class',
-                'use KKTObjective for one output')
+        require(classes >= 2, 'model', f'<{classes} outputs>',
+                'a network with an output per class', 'use KKTObjective for one output')
         require(bool((self.labels < classes).all()), 'labels', int(self.labels.max()),
                 f'below {classes}, the number of outputs', 'count classes from 0')
     def _checked(self, labels):
@@ -734,7 +761,7 @@ class DecayObjective(NetworkObjective):
     soft = SurrogateReLU
     def __init__(self,
         model:nn.Module, # trained with weight decay to a stationary point
-        sharpness:float|None=100., # a of the surrogate derivative (Buzaglo et al.: 90 to 107); None: exact ReLU
+        sharpness:float|None=100., # a of the surrogate slope (Buzaglo et al.: 90-107); None: exact
         box=(-1., 1.), # Haim et al. 2022
         box_weight:float=None, # None: d, the plain sum of squares
         shape:tuple=None, # of one input, for a model that is no MLP
@@ -742,8 +769,9 @@ class DecayObjective(NetworkObjective):
         form:str='auto'): # 'residual', 'gram', or the one with fewer multiplications
         "ValueError for weights that are not finite"
         tangent = _tangent('model', model, _softened(self.soft, sharpness), shape)
-        super().__init__(tangent, [w.detach() for w in tangent.weights], chunk_size, form, box=box,
-                         box_weight=tangent.d if box_weight is None else box_weight)
+        super().__init__(
+            tangent, [w.detach() for w in tangent.weights], chunk_size, form, box=box,
+            box_weight=tangent.d if box_weight is None else box_weight)
         self.vector = tangent.outputs > 1
 
 # %% ../nbs/01_objectives.ipynb #b40911d4
@@ -780,12 +808,14 @@ class Preset:
 
 def _haim(data, *values):
     s, lr, lam_min, a = values
-    return Preset('Haim et al. 2022, published run settings (random search)', 'kkt', data, s, lr, 1e-4, a, (0., 1.), lam_min)
+    return Preset('Haim et al. 2022, published run settings (random search)', 'kkt', data,
+                  s, lr, 1e-4, a, (0., 1.), lam_min)
 
 def _regression(*values):
     s, lr, lam_min, a = values
-    return Preset('Buzaglo et al. 2024, general losses, published run settings', 'regression',
-                  'CIFAR-10, 250 per class', s, lr, 1e-4, a, (0., 1.), lam_min)
+    return Preset('Buzaglo et al. 2024, general losses, published run settings',
+                  'regression', 'CIFAR-10, 250 per class', s, lr,
+                  1e-4, a, (0., 1.), lam_min)
 
 PRESETS = {
     'haim-cifar-1': _haim('CIFAR-10, n = 500', 8.8575e-4, 0.55492, 0.49830, 19.1446),
@@ -793,14 +823,14 @@ PRESETS = {
     'haim-mnist-1': _haim('MNIST, n = 500', 3.4977e-2, 0.030524, 0.44705, 149.866),
     'haim-mnist-2': _haim('MNIST, n = 500', 1.7420e-3, 0.28212, 0.41527, 19.2146),
     'buzaglo-multiclass': Preset(
-        'Buzaglo et al. 2024, published run setting', 'multiclass', 'CIFAR-10, 50 per class',
-        6.2277e-5, 1.3623e-3, 0.47933, 39.517, (0., 1.), 0.20320,
+        'Buzaglo et al. 2024, published run setting', 'multiclass',
+        'CIFAR-10, 50 per class', 6.2277e-5, 1.3623e-3, 0.47933, 39.517, (0., 1.), 0.20320,
         candidates='100 per class'),
     'buzaglo-regression-1': _regression(1.975e-2, 0.95175, 0.46958, 90.289),
     'buzaglo-regression-2': _regression(1.365e-2, 0.87155, 0.44104, 107.41),
     'loo-ntk': Preset(
-        'Loo et al. 2024', 'ntk', 'MNIST or CIFAR-10, n = 100', 0.2, 0.02, 0.02, 200., (-.5, .5),
-        optimizer='adam', steps=80_000, candidates='2 n')}
+        'Loo et al. 2024', 'ntk', 'MNIST or CIFAR-10, n = 100', 0.2, 0.02, 0.02, 200.,
+        (-.5, .5), optimizer='adam', steps=80_000, candidates='2 n')}
 
 def preset(
     name:str # one of `PRESETS`

@@ -129,7 +129,7 @@ def _follow(
             step[i] = torch.where(ok, 2*step[i], step[i]/4)
     return t, tau >= 1
 
-# %% ../nbs/00_identifiability.ipynb #941c8d95
+# %% ../nbs/00_identifiability.ipynb #d48c150d
 def _rank_factor(
     K:Tensor, # (m, m) positive semidefinite
     rtol:float=1e-9 # pivots below this share of the largest count as zero; chosen here (map below)
@@ -140,6 +140,7 @@ def _rank_factor(
     return (torch.from_numpy(factor)[:, :rank].tril(),
             torch.from_numpy(order.astype(np.int64) - 1), rank)
 
+# %% ../nbs/00_identifiability.ipynb #2a243ec3
 def _span(
     V:Tensor, # (m, d) rows
     r:int|None=None, # the dimension, if known
@@ -487,7 +488,7 @@ def _judge(rank, needed, residual): # (unique, sentence)
     return True, (f'unique: rank {rank} of {needed}, {fit}; no other independent '
                   'samples in the span of the neurons do, up to order and sign')
 
-# %% ../nbs/00_identifiability.ipynb #9490c50c
+# %% ../nbs/00_identifiability.ipynb #8cb9085b
 def _pivot_rows(U): # (r,) indices of rows of U (m, r) that are far from dependent
     "Where each sample has a neuron of its own, these are nearly the samples"
     _, order = scipy.linalg.qr(U.T.numpy(), mode='r', pivoting=True)
@@ -509,6 +510,7 @@ def _decompose(U, F, degree, interpolation, refine, misfit):
     X, b = min(answers, key=lambda answer: misfit(*answer))
     return X, b, rank, needed
 
+# %% ../nbs/00_identifiability.ipynb #990813b0
 def recover(
     a:Tensor, # (m,) output weights of a KKT point
     W:Tensor, # (m, d) neurons

@@ -241,7 +241,7 @@ class PerceptronTangent:
         return _outputs_and_grad(self.network, self.activation, fs, vector)
     def gram(self, a, b=None): return gram(self.network, a, b)
 
-# %% ../nbs/01_objectives.ipynb #f37b758f
+# %% ../nbs/01_objectives.ipynb #f4642456
 # below this share of |target|^2 the Gram form loses digits of the value (three, at worst)
 CANCELS = {torch.float32: 1e-3, torch.float64: 1e-10}
 
@@ -264,6 +264,7 @@ def _thin_factors(
     r = max(1, int((tail > allowed).sum()))
     return (Q @ U[:, :r]*values[:r]).to(T), V[:r].to(T)
 
+# %% ../nbs/01_objectives.ipynb #1bbec739
 class _Target:
     "A layer's part of the target, with cheap products where its structure allows"
     def __init__(self, T, bias, layer, noise):
@@ -280,6 +281,7 @@ class _Target:
         return (delta @ self.T if self.thin is None
                 else (delta @ self.thin[0]) @ self.thin[1])
 
+# %% ../nbs/01_objectives.ipynb #352d7ebc
 class GramForm:
     "Value and gradients of a perceptron's objective without forming the residual"
     def __init__(self, network:MLP, target:list,
@@ -348,7 +350,7 @@ class GramForm:
             - torch.dot(lam.double(), G.double() @ lam.double())
         return loss.to(lam) if loss > CANCELS[lam.dtype]*self.size else None
 
-# %% ../nbs/01_objectives.ipynb #205a6311
+# %% ../nbs/01_objectives.ipynb #01c9308b
 class _Activation(nn.Module):
     "An activation as a module, to stand in for nn.ReLU"
     def __init__(self, activation):
@@ -367,6 +369,7 @@ def _replace_relu(module, activation):
                 setattr(parent, name, _Activation(activation))
     return module
 
+# %% ../nbs/01_objectives.ipynb #08d39efd
 class ModuleTangent:
     "f(x) = grad_theta <c, Phi(x)> of any differentiable `nn.Module`, by torch.func"
     def __init__(self,
@@ -421,7 +424,7 @@ class ModuleTangent:
                                     dim=1)
                           for one in split(a) for rows in [self._rows(*one)]])
 
-# %% ../nbs/01_objectives.ipynb #6510ed0c
+# %% ../nbs/01_objectives.ipynb #85b67d2f
 class StackedTangent:
     "f(x) = (f_1(x), f_2(x), ...), for tangents of networks of one shape"
     def __init__(self, tangents):
@@ -447,6 +450,7 @@ class StackedTangent:
         b = a if b is None else b
         return sum(t.gram(f, g) for t, f, g in zip(self.tangents, a, b))
 
+# %% ../nbs/01_objectives.ipynb #5d2214fe
 class ChunkedTangent:
     "Another tangent, `chunk_size` candidates at a time; same numbers up to rounding"
     def __init__(self, tangent, chunk_size:int):
@@ -610,7 +614,7 @@ class NetworkObjective(ReconstructionObjective):
                                             least=self.lam_min)
             return *self._gram_value_and_grad(x, lam, fs, kernels, tangents)[:2], lam
 
-# %% ../nbs/01_objectives.ipynb #6d8bdf7a
+# %% ../nbs/01_objectives.ipynb #acbd7ca6
 def _softened(kind, sharpness):
     "The stand-in for ReLU at a sharpness; ReLU itself for None"
     return SmoothReLU() if sharpness is None else kind(sharpness)
@@ -632,6 +636,7 @@ def _tangent(name, model, softened, shape): # PerceptronTangent or ModuleTangent
             'for example shape=(1, 28, 28)')
     return ModuleTangent(model, shape, softened)
 
+# %% ../nbs/01_objectives.ipynb #43f73b7b
 class NTKObjective(NetworkObjective):
     "The attack of Loo et al. (2024): target theta - theta_0, map f(x) = grad_theta Phi(x) at the start or end of training, both networks known"
     def __init__(self,
@@ -667,7 +672,7 @@ class NTKObjective(NetworkObjective):
                          chunk_size, form, noise, box=box, box_weight=box_weight)
         self.vector = start.outputs > 1
 
-# %% ../nbs/01_objectives.ipynb #7d065a01
+# %% ../nbs/01_objectives.ipynb #96f91db2
 class _LabelledObjective(NetworkObjective):
     "A KKT attack: the target is theta, each candidate has a label"
     soft = SurrogateReLU
@@ -692,6 +697,7 @@ class _LabelledObjective(NetworkObjective):
                 f'({len(self.labels)}, {self.d}), one candidate per label',
                 'use objective.select(parents) after a split')
 
+# %% ../nbs/01_objectives.ipynb #ee0e977f
 class KKTObjective(_LabelledObjective):
     "The attack of Haim et al. (2022): theta = sum_i lam_i y_i grad Phi(theta; x_i)"
     def __init__(self,
@@ -721,6 +727,7 @@ class KKTObjective(_LabelledObjective):
         self._same_count(x)
         return self.scale*self.labels.to(x)[:, None]
 
+# %% ../nbs/01_objectives.ipynb #b8db5801
 class MulticlassKKTObjective(_LabelledObjective):
     "The attack of Buzaglo et al. (2024): f(x_i) = grad [Phi_{y_i}(x_i) - max over other classes of Phi_j(x_i)]"
     def __init__(self,
@@ -756,6 +763,7 @@ class MulticlassKKTObjective(_LabelledObjective):
             best = self.tangent.logits(x).masked_fill(own.bool(), -math.inf).argmax(1)
         return self.scale*(own - torch.nn.functional.one_hot(best, own.shape[1]).to(x))
 
+# %% ../nbs/01_objectives.ipynb #55f7301a
 class DecayObjective(NetworkObjective):
     "Regression with weight decay (Buzaglo et al. 2024, general losses): theta = sum_i lam_i grad Phi(theta; x_i), multipliers of either sign, one per output"
     soft = SurrogateReLU

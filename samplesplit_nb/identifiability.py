@@ -319,7 +319,7 @@ def dual_coefficients(
     "Coefficients of the rank-one terms with directions X"
     return tensor.p(torch.linalg.inv(X).T)
 
-# %% ../nbs/00_identifiability.ipynb #bcb31bd1
+# %% ../nbs/00_identifiability.ipynb #ca3f795f
 @dataclass(frozen=True)
 class Matching:
     "Which recovered sample belongs to which true one, and how far it is"
@@ -349,12 +349,12 @@ def match_samples(
                              compute_mode='donot_use_mm_for_euclid_dist')
     summed = torch.cdist(X.double(), -X_hat.double(),
                          compute_mode='donot_use_mm_for_euclid_dist')
-    i, j = map(torch.from_numpy,
-               scipy.optimize.linear_sum_assignment(torch.minimum(difference, summed)))
+    distance = torch.minimum(difference, summed)
+    i, j = map(torch.from_numpy, scipy.optimize.linear_sum_assignment(distance))
     index = torch.full((len(X),), -1); sign = torch.zeros(len(X)).double()
     error = torch.full((len(X),), math.inf).double()
     index[i], sign[i] = j, torch.where(difference[i, j] <= summed[i, j], 1., -1.).double()
-    error[i] = torch.minimum(difference, summed)[i, j]
+    error[i] = distance[i, j]
     return Matching(index, sign, error, degree)
 
 # %% ../nbs/00_identifiability.ipynb #a2741ddd
@@ -510,7 +510,17 @@ def _decompose(U, F, degree, interpolation, refine, misfit):
     X, b = min(answers, key=lambda answer: misfit(*answer))
     return X, b, rank, needed
 
-# %% ../nbs/00_identifiability.ipynb #990813b0
+# %% ../nbs/00_identifiability.ipynb #d9bd41af
+def _eigenpairs(a, W, degree):
+    "The neurons that carry information, as (unit directions (m', d), eigenvalues (m',), lengths (m',))"
+    require(bool((a != 0).any()), 'a', '<all zero>', 'nonzero for some neuron',
+            'a network of zeros knows nothing')
+    U, keep = _unit_rows(W)
+    length, output = W[keep].norm(dim=1), a[keep]
+    alive = output != 0
+    U, length, output = U[alive], length[alive], output[alive]
+    return U, length**(2 - degree)/(degree*output), length
+
 def recover(
     a:Tensor, # (m,) output weights of a KKT point
     W:Tensor, # (m, d) neurons
@@ -523,14 +533,10 @@ def recover(
     "The margin samples of a two-layer network with activation t^degree at a KKT point (Theorem 4.1, corrected)"
     _require_degree(degree, 3); _require_network(a, W)
     a, W = a.double(), W.double()
-    require(bool((a != 0).any()), 'a', '<all zero>', 'nonzero for some neuron',
-            'a network of zeros knows nothing')
-    U, keep = _unit_rows(W)
-    alive = a[keep] != 0
-    U, length, output = U[alive], W[keep][alive].norm(dim=1), a[keep][alive]
+    U, mu, _ = _eigenpairs(a, W, degree)
     Q = _span(U, r, rtol)
     V = normalize(U @ Q, dim=1)
-    F = V*(length**(2 - degree)/(degree*output))[:, None]
+    F = V*mu[:, None]
     misfit = lambda X, b: kkt_residual(a, W, X @ Q.T, b, degree)
     X, b, rank, needed = _decompose(V, F, degree, interpolation, refine, misfit)
     residual = misfit(X, b)
@@ -551,7 +557,7 @@ def _bundles(
         free &= gap > near
     return torch.tensor(chosen)
 
-# %% ../nbs/00_identifiability.ipynb #e04414d6
+# %% ../nbs/00_identifiability.ipynb #ccb23d53
 def recover_trained(
     a:Tensor, # (m,) output weights of a trained network
     W:Tensor, # (m, d) neurons
@@ -562,16 +568,11 @@ def recover_trained(
     "Samples of a network trained to a KKT point, by a nonlinear solve that starts from its neurons; exact where every sample has a neuron of its own. Beyond the paper"
     _require_degree(degree, 3); _require_network(a, W)
     a, W = a.double(), W.double()
-    require(bool((a != 0).any()), 'a', '<all zero>', 'nonzero for some neuron',
-            'a network of zeros knows nothing')
-    order = W.norm(dim=1).argsort(descending=True)
-    U, keep = _unit_rows(W[order])
-    length, output = W[order][keep].norm(dim=1), a[order][keep]
-    U, length, output = (z[output != 0] for z in (U, length, output))
-    one = _bundles(U, angle)
+    U, mu, length = _eigenpairs(a, W, degree)
+    order = length.argsort(descending=True)
+    one = order[_bundles(U[order], angle)]
     Q = _span(U[one], rtol=rtol)
-    V = normalize(U[one] @ Q, dim=1)
-    mu = length[one]**(2 - degree)/(degree*output[one])
+    V, mu = normalize(U[one] @ Q, dim=1), mu[one]
     if degree % 2: # (u, mu) and (-u, -mu) are the same
         V, mu = V*mu.sign()[:, None], mu.abs()
     scale = mu.abs().mean()                       # b reaches 1e-15 in well-trained networks

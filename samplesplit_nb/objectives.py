@@ -281,7 +281,7 @@ class _Target:
         return (delta @ self.T if self.thin is None
                 else (delta @ self.thin[0]) @ self.thin[1])
 
-# %% ../nbs/01_objectives.ipynb #352d7ebc
+# %% ../nbs/01_objectives.ipynb #42d9d786
 class GramForm:
     "Value and gradients of a perceptron's objective without forming the residual"
     def __init__(self, network:MLP, target:list,
@@ -294,7 +294,7 @@ class GramForm:
     def saves(self, k:int)->bool:
         "Does it need fewer multiplications than the residual form for k candidates?"
         saved = added = 0
-        for i, part in enumerate(self.parts):
+        for part in self.parts:
             b, a = part.T.shape
             products = (2 if part.own else 0 if part.thin is None
                         else 2 - 2*part.rank*(a+b)/(a*b))
@@ -304,30 +304,31 @@ class GramForm:
         "The factors of the tangent kernel, layer by layer"
         return [(h @ h.T + (layer.bias is not None), delta @ delta.T)
                 for layer, h, delta in zip(self.network.layers, fs.inputs, fs.deltas)]
-    def _right(self, l, fs, z_last): # T_l h + its bias
-        part = self.parts[l]
-        if not part.own: return part.right(fs.inputs[l])
-        return fs.zs[l] if l < len(fs.zs) else z_last
-    def along_target(self, fs): # [(k, width l)], all layers
-        "Tangents along the target"
-        layers, tangents = self.network.layers, []
-        z_last = layers[-1](fs.inputs[-1]) if self.parts[-1].own else None
-        for l, layer in enumerate(layers):
-            t = self._right(l, fs, z_last)
+    def _sources(self, fs): # [T_l h + its bias], (k, width l)
+        "What each layer's part of the target adds to the tangents"
+        last = self.network.layers[-1]
+        own = fs.zs + [last(fs.inputs[-1])] if self.parts[-1].own else fs.zs
+        return [own[l] if part.own else part.right(fs.inputs[l])
+                for l, part in enumerate(self.parts)]
+    def _corrections(self, fs, kernels, weights): # [sum_j (h_i . h_j) lam_j delta_j]
+        "What each layer's part of the weighted sum takes away from them"
+        return [H @ (delta*weights) for (H, _), delta in zip(kernels, fs.deltas)]
+    def _propagate(self, fs, sources): # [(k, width l)]
+        "Tangents of all layers from what each layer adds"
+        tangents = []
+        for l, (layer, t) in enumerate(zip(self.network.layers, sources)):
             if l: t = torch.addmm(t, tangents[-1]*fs.slopes[l-1], layer.weight.T)
             tangents.append(t)
         return tangents
-    def along_residual(self, fs, kernels, weights, tangents=None):
-        "Tangents along the residual; those along the target save their part where already known"
-        layers, out = self.network.layers, []
-        if tangents is None: # one propagation for both parts
-            z_last = layers[-1](fs.inputs[-1]) if self.parts[-1].own else None
-        for l, layer in enumerate(layers):
-            base = self._right(l, fs, z_last) if tangents is None else 0
-            t = base - kernels[l][0] @ (fs.deltas[l]*weights)
-            if l: t = torch.addmm(t, out[-1]*fs.slopes[l-1], layer.weight.T)
-            out.append(t)
-        return out if tangents is None else [a + b for a, b in zip(tangents, out)]
+    def along_target(self, fs): # [(k, width l)]
+        "Tangents along the target"
+        return self._propagate(fs, self._sources(fs))
+    def along_residual(self, fs, kernels, weights, tangents=None): # [(k, width l)]
+        "Tangents along the residual; those along the target are used where already known"
+        minus = self._corrections(fs, kernels, weights)
+        if tangents is None:
+            return self._propagate(fs, [t - m for t, m in zip(self._sources(fs), minus)])
+        return [t - m for t, m in zip(tangents, self._propagate(fs, minus))]
     def grad(self, activation, fs, kernels, weights, tangents): # (k, d)
         "Gradient in x of the outputs along the residual, weighted by the cotangents"
         layers, back = self.network.layers, None
@@ -369,7 +370,7 @@ def _replace_relu(module, activation):
                 setattr(parent, name, _Activation(activation))
     return module
 
-# %% ../nbs/01_objectives.ipynb #08d39efd
+# %% ../nbs/01_objectives.ipynb #0cea106e
 class ModuleTangent:
     "f(x) = grad_theta <c, Phi(x)> of any differentiable `nn.Module`, by torch.func"
     def __init__(self,
@@ -420,9 +421,12 @@ class ModuleTangent:
         "Inner products of the f(x_i), blocks of rows against blocks of rows"
         b = a if b is None else b
         split = lambda fs: list(zip(*(z.split(self.block) for z in fs)))
-        return torch.cat([torch.cat([rows @ self._rows(*other).T for other in split(b)],
-                                    dim=1)
-                          for one in split(a) for rows in [self._rows(*one)]])
+        left = split(a)
+        right = left if b is a else split(b)
+        return torch.cat([
+            torch.cat([rows @ (rows if other is one else self._rows(*other)).T
+                       for other in right], dim=1)
+            for one in left for rows in [self._rows(*one)]])
 
 # %% ../nbs/01_objectives.ipynb #85b67d2f
 class StackedTangent:
@@ -484,7 +488,10 @@ class ChunkedTangent:
                                      for g in b], dim=1)
                           for f in a for rows in [self.tangent.features(*f)]])
 
-# %% ../nbs/01_objectives.ipynb #96b9053a
+# %% ../nbs/01_objectives.ipynb #2a7ff331
+def _square_norm(parts): # |r|^2 of a parameter-shaped list
+    return sum(torch.dot(p.flatten(), p.flatten()) for p in parts)
+
 class NetworkObjective(ReconstructionObjective):
     "Match a target by sum_i lam_i grad_theta <c_i, Phi(x_i)>; subclasses choose target and cotangents c_i"
     soft = SmoothReLU # what stands in for ReLU, as a function of its sharpness
@@ -549,16 +556,18 @@ class NetworkObjective(ReconstructionObjective):
             if self._uses_gram(len(x)): return self._gram_value_and_grad(x, lam, fs)
             r = self._remainder(self.tangent.weighted_sum(fs, weights))
             along, grad = self.tangent.along_and_grad(fs, r)
-            excess, weight = self._excess(x), self.box_weight/self.d
-            value = (sum(torch.dot(p.flatten(), p.flatten()) for p in r)
-                     + weight*excess.square().sum())
-            if self.vector: return value, -2*grad + 2*weight*excess, -2*along
-            grad_lam = -2*(along*cotangent).sum(1)
-            if self.lam_min is not None:
-                shortage = self._shortage(lam)
-                value = value + self.lam_weight*shortage.square().sum()
-                grad_lam = grad_lam - 2*self.lam_weight*shortage
-            return value, -2*lam[:, None]*grad + 2*weight*excess, grad_lam
+            if self.vector: slopes = -2*grad, -2*along
+            else: slopes = -2*lam[:, None]*grad, -2*(along*cotangent).sum(1)
+            return self._penalised(x, lam, _square_norm(r), *slopes)
+
+    def _penalised(self, x, lam, value, grad_x, grad_lam):
+        "Value and gradients of the loss, with those of the penalties"
+        excess, weight = self._excess(x), self.box_weight/self.d
+        value, grad_x = value + weight*excess.square().sum(), grad_x + 2*weight*excess
+        if self.lam_min is None: return value, grad_x, grad_lam
+        shortage = self._shortage(lam)
+        return (value + self.lam_weight*shortage.square().sum(), grad_x,
+                grad_lam - 2*self.lam_weight*shortage)
 
     def _uses_gram(self, k):
         return (self._gram_form is not None and not self.vector
@@ -573,14 +582,9 @@ class NetworkObjective(ReconstructionObjective):
         inner = (tangents[-1]*fs.deltas[-1]).sum(1)
         grad = form.grad(self.activation, fs, kernels, weights, tangents)
         value = form.value(sum(H*D for H, D in kernels), lam, inner)
-        if value is None: value = sum(torch.dot(p.flatten(), p.flatten()) for p in
-                                      self._remainder(self.tangent.weighted_sum(fs, lam)))
-        excess, weight, shortage = (self._excess(x), self.box_weight/self.d,
-                                    self._shortage(lam))
-        value = (value + weight*excess.square().sum()
-                 + self.lam_weight*shortage.square().sum())
-        return (value, -2*weights*grad + 2*weight*excess,
-                -2*inner - 2*self.lam_weight*shortage)
+        if value is None:
+            value = _square_norm(self._remainder(self.tangent.weighted_sum(fs, lam)))
+        return self._penalised(x, lam, value, -2*weights*grad, -2*inner)
 
     def multipliers(
         self, x:Tensor, features=None
@@ -672,22 +676,27 @@ class NTKObjective(NetworkObjective):
                          chunk_size, form, noise, box=box, box_weight=box_weight)
         self.vector = start.outputs > 1
 
-# %% ../nbs/01_objectives.ipynb #96f91db2
-class _LabelledObjective(NetworkObjective):
-    "A KKT attack: the target is theta, each candidate has a label"
+# %% ../nbs/01_objectives.ipynb #58640225
+class _WeightsObjective(NetworkObjective):
+    "The target is theta itself, as training to stationarity leaves it"
     soft = SurrogateReLU
-    def __init__(self, model, labels, sharpness, scale, shape, chunk_size, form, box,
-                 box_weight, lam_min, lam_weight):
+    def __init__(self, model, sharpness, shape, chunk_size, form, box, box_weight, **bounds):
         tangent = _tangent('model', model, _softened(self.soft, sharpness), shape)
-        require(0 < scale < math.inf, 'scale', scale, 'positive and finite',
-                '1 / (number of candidates) in the published code')
         super().__init__(
             tangent, [w.detach() for w in tangent.weights], chunk_size, form, box=box,
-            box_weight=tangent.d if box_weight is None else box_weight,
-            lam_min=lam_min, lam_weight=lam_weight)
+            box_weight=tangent.d if box_weight is None else box_weight, **bounds)
+
+class _LabelledObjective(_WeightsObjective):
+    "A KKT attack: each candidate has a label"
+    def __init__(self, model, labels, sharpness, scale, shape, chunk_size, form, box,
+                 box_weight, lam_min, lam_weight):
+        require(0 < scale < math.inf, 'scale', scale, 'positive and finite',
+                '1 / (number of candidates) in the published code')
+        super().__init__(model, sharpness, shape, chunk_size, form, box, box_weight,
+                         lam_min=lam_min, lam_weight=lam_weight)
         require(labels.ndim == 1 and len(labels) >= 1, 'labels.shape', tuple(labels.shape),
                 '(k,), one label per candidate', 'flatten labels')
-        self.scale, self.labels = scale, self._checked(labels).to(tangent.weights[0].device)
+        self.scale, self.labels = scale, self._checked(labels).to(self.target[0].device)
     def select(self, parents:Tensor)->'_LabelledObjective':
         "The same attack on candidates that descend from these rows, with their labels"
         other = copy.copy(self); other.labels = self.labels[parents.to(self.labels.device)]
@@ -763,10 +772,9 @@ class MulticlassKKTObjective(_LabelledObjective):
             best = self.tangent.logits(x).masked_fill(own.bool(), -math.inf).argmax(1)
         return self.scale*(own - torch.nn.functional.one_hot(best, own.shape[1]).to(x))
 
-# %% ../nbs/01_objectives.ipynb #55f7301a
-class DecayObjective(NetworkObjective):
+# %% ../nbs/01_objectives.ipynb #41edee30
+class DecayObjective(_WeightsObjective):
     "Regression with weight decay (Buzaglo et al. 2024, general losses): theta = sum_i lam_i grad Phi(theta; x_i), multipliers of either sign, one per output"
-    soft = SurrogateReLU
     def __init__(self,
         model:nn.Module, # trained with weight decay to a stationary point
         sharpness:float|None=100., # a of the surrogate slope (Buzaglo et al.: 90-107); None: exact
@@ -776,11 +784,8 @@ class DecayObjective(NetworkObjective):
         chunk_size:int=None, # candidates at a time; None: all
         form:str='auto'): # 'residual', 'gram', or the one with fewer multiplications
         "ValueError for weights that are not finite"
-        tangent = _tangent('model', model, _softened(self.soft, sharpness), shape)
-        super().__init__(
-            tangent, [w.detach() for w in tangent.weights], chunk_size, form, box=box,
-            box_weight=tangent.d if box_weight is None else box_weight)
-        self.vector = tangent.outputs > 1
+        super().__init__(model, sharpness, shape, chunk_size, form, box, box_weight)
+        self.vector = self.tangent.outputs > 1
 
 # %% ../nbs/01_objectives.ipynb #b40911d4
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize, nnls
 from torch import Tensor
-from torch.func import functional_call, grad, hessian, jvp, vmap
+from torch.func import functional_call, grad, hessian, jvp
 from .checks import require, require_finite
 from .networks import MLP, SmoothReLU
-from .objectives import gram, tangent_features, tangent_inner, weighted_sum
+from .objectives import ModuleTangent, gram, tangent_features, tangent_inner, weighted_sum
 
 # %% ../nbs/support/training.ipynb #82a57b76
 @dataclass
@@ -169,30 +169,22 @@ def _margins(out, y):
     own = out.gather(1, y[:, None])
     return own[:, 0] - out.scatter(1, y[:, None], -math.inf).amax(1)
 
+def _margin_cotangent(logits, y):
+    "c_i with grad_theta m_i = grad_theta <c_i, Phi(x_i)>, from the outputs (n, C)"
+    return grad(lambda out: _margins(out, y).sum())(logits)
+
+@torch.no_grad()
 def _margin_gram_mlp(model, X, y):
     "G from the layers' inputs and back-propagated signals"
-    inputs, zs = [X], []
-    with torch.enable_grad():
-        for layer in model.layers:
-            zs.append(layer(inputs[-1]).requires_grad_())
-            inputs.append(model.activation(zs[-1]))
-        deltas = torch.autograd.grad(_margins(zs[-1], y).sum(), zs)
-    return sum((d @ d.T)*(h @ h.T + (layer.bias is not None)).detach()
-               for layer, h, d in zip(model.layers, inputs, deltas))
+    cotangent = _margin_cotangent(model(X), y)
+    return gram(model, tangent_features(model, model.activation, X, cotangent))
 
+@torch.no_grad()
 def _margin_gram(model, X, y, memory=5e8):
     "G of any module from its gradients, at most so many bytes in each of two blocks"
-    params = {name: p.detach() for name, p in model.named_parameters()}
-    margin = lambda q, x, t: _margins(functional_call(model, q, (x[None],)), t[None])[0]
-    rows = lambda block: torch.cat([g.flatten(1) for g in vmap(
-        grad(margin), (None, 0, 0))(params, X[block], y[block]).values()], 1)
-    size = max(1, int(memory/8/sum(p.numel() for p in params.values())))
-    blocks, G = torch.arange(len(X)).split(size), X.new_zeros(len(X), len(X))
-    for i, a in enumerate(blocks):
-        left = rows(a)
-        for b in blocks[:i+1]:
-            G[a[0]:a[-1]+1, b[0]:b[-1]+1] = left @ (left if b is a else rows(b)).T
-    return G.tril() + G.tril(-1).T
+    block = max(1, int(memory/8/sum(p.numel() for p in model.parameters())))
+    tangent = ModuleTangent(model, X.shape[1:], block=block)
+    return tangent.gram(tangent.features(X, _margin_cotangent(tangent.logits(X), y)))
 
 # %% ../nbs/support/training.ipynb #0d82bf17
 def _check_labels(model, X, y):

@@ -15,8 +15,9 @@ demo: $(INSTALLED)  ## samplesplit demo; pass options with ARGS='...'
 test: $(INSTALLED)  ## everything CI checks: notebooks in sync, notebook tests, site, pytest
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/check.sh
 
-bench: $(INSTALLED)  ## time the objective against double back-propagation (three minutes, quiet machine)
+bench: $(INSTALLED)  ## time the objective and the curvature against plain autograd (six minutes, quiet machine)
 	$(BIN)/python tools/bench.py --out results/objectives/bench.json
+	$(BIN)/python tools/bench_curvature.py --out results/splitting/bench.json
 
 docs: $(INSTALLED)  ## the site: into _docs with Quarto where it is installed, else into _site with smalldocs
 	@export PATH="$(CURDIR)/$(BIN):$$PATH"; \

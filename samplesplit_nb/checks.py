@@ -35,14 +35,17 @@ def require_finite(
 def require_candidates(
     x:Tensor, # (k, d) candidate samples
     lam:Tensor, # (k,) multipliers, the paper's lambda
-    d:int # the dimension the network expects
+    d:int, # the dimension the network expects
+    outputs:int=None # multipliers per candidate; None: one
 ):
-    "Raise a `ValueError` unless x is (k, d), lam is (k,), k >= 1, both finite and alike in dtype and device"
+    "Raise a `ValueError` unless x is (k, d), lam is (k,) or (k, outputs), k >= 1, both finite and alike in dtype and device"
     require(x.ndim == 2 and x.shape[1] == d, 'x.shape', tuple(x.shape), f'(k, {d})',
             'flatten each image to one row')
     require(len(x) >= 1, 'k', len(x), 'at least 1', 'start from at least one candidate')
-    require(lam.shape == (len(x),), 'lam.shape', tuple(lam.shape),
-            f'({len(x)},), one multiplier per candidate', 'reshape lam')
+    shape, each = (((len(x),), 'one multiplier per candidate') if outputs is None else
+                   ((len(x), outputs), 'one multiplier per candidate and output'))
+    require(lam.shape == shape, 'lam.shape', tuple(lam.shape), f'{shape}, {each}',
+            'reshape lam')
     require(lam.dtype == x.dtype and lam.device == x.device,
             'lam', f'<{lam.dtype} on {lam.device}>',
             f'{x.dtype} on {x.device} like x', 'use lam.to(x)')

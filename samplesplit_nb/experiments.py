@@ -19,8 +19,9 @@ from .figures import COLORS, image_grid, mark_splits, plot_curve
 from .metrics import baselines, nearest_l2, summarize
 from .networks import MLP
 from .objectives import NTKObjective
+from .optimisers import geometric, warm_restarts
 from .splitting import (
-    Reconstruction, SplitRule, geometric, reconstruct, warm_restarts)
+    Control, Every, Reconstruction, SplitRule, Stop, reconstruct)
 from .storage import load_json, save_arrays, save_figure, save_json
 from .training import NTKTraining, train_ntk
 
@@ -63,8 +64,7 @@ class Experiment:
     @property
     def rule(self)->SplitRule:
         "The splitting rule of this experiment"
-        return SplitRule(every=self.period, max_events=self.splits,
-                         threshold=self.threshold, relative=True,
+        return SplitRule(threshold=self.threshold, relative=True,
                          max_fraction=self.max_fraction, eta_max=self.eta_max,
                          num_matvecs=self.num_matvecs)
 
@@ -112,16 +112,6 @@ class Run:
         "Wall-clock time of the reconstruction, scoring excluded"
         return self.reconstruction.history.seconds[-1]
 
-def _progress(name, steps, show):
-    "A callback that moves a tqdm bar, and the bar"
-    from tqdm.auto import tqdm
-    bar = tqdm(total=steps, desc=f'{name:>24}', unit='step',
-               disable=None if show else True, leave=True)
-    def tick(step, loss, x, lam):
-        bar.set_postfix(loss=f'{loss:.2e}', k=len(x), refresh=False)
-        bar.update(min(step + 1, steps) - bar.n)
-    return tick, bar
-
 def attack(
     problem:Problem,
     name:str, # of the run
@@ -135,16 +125,14 @@ def attack(
     e = problem.experiment
     steps = e.steps if steps is None else steps
     X, means = problem.data.X.to(problem.device), []
-    tick, bar = _progress(name, steps, progress)
-    def callback(step, loss, x, lam):
-        means.append(nearest_l2(X, x)[0].mean().item())
-        tick(step, loss, x, lam)
+    def callback(step, loss, x, lam): means.append(nearest_l2(X, x)[0].mean().item())
     x, lam = problem.start(k)
-    with bar:
-        r = reconstruct(problem.objective, x, lam, steps=steps, rule=rule, lr=e.lr,
-                        lr_factor=warm_restarts(max(steps//(cycles or e.splits + 1), 1)),
-                        sharpness=geometric(*e.sharpness, steps), seed=e.seed,
-                        report_every=20, callback=callback)
+    r = reconstruct(problem.objective, x, lam, steps=steps, lr=e.lr, rule=rule,
+                    when=Every(e.period), stop=Stop(events=e.splits),
+                    lr_factor=warm_restarts(max(steps//(cycles or e.splits + 1), 1)),
+                    sharpness=geometric(*e.sharpness, steps), seed=e.seed,
+                    report_every=20, callback=callback,
+                    progress=f'{name:>24}' if progress else False)
     return Run(name, len(x), steps, r, means, nearest_l2(X, r.x)[0].cpu())
 
 # %% ../nbs/04_experiments.ipynb #98c18127
@@ -157,7 +145,7 @@ def controls(
     "What else could explain the gain? Random directions, random choice, both, as many candidates from the start, k = n, k = 2n, a learning rate without restarts, and plain descent for as long as splitting took"
     e, events = problem.experiment, split.reconstruction.splits
     counts = tuple(len(s.chosen) for s in events)
-    forced = lambda **kw: replace(e.rule, counts=counts, accept_any=True, **kw)
+    forced = lambda **kw: replace(e.rule, control=Control(counts=counts, accept_any=True, **kw))
     final = len(split.reconstruction.x)
     longer = round(e.steps*split.seconds/plain.seconds)
     todo = [('random direction', dict(rule=forced(direction='random'))),

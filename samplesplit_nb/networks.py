@@ -14,19 +14,24 @@ import torch.nn.functional as F
 from .checks import require
 
 # %% ../nbs/support/networks.ipynb #1bb7bb7a
+def _softplus(z, b):
+    "softplus(b z)/b; linear, to rounding, beyond b z = 40"
+    if torch.is_tensor(b): return F.softplus(b*z, threshold=40)/b
+    return F.softplus(z, beta=b, threshold=40)
+
 @dataclass(frozen=True)
 class SmoothReLU:
     "`softplus(b t) / b`, which tends to ReLU as the sharpness b grows (Loo et al. 2024); `sharpness=None` is ReLU itself"
-    sharpness:float|None=None # b, in 1 / units of the pre-activation; None: exact ReLU
+    sharpness:float|Tensor|None=None # b, in 1 / units of the pre-activation; None: exact ReLU; a tensor (not checked) where it changes inside a compiled step
     def __post_init__(self):
-        ok = self.sharpness is None or 0 < self.sharpness < float('inf')
-        require(ok, 'sharpness', self.sharpness,
+        b = self.sharpness
+        ok = b is None or torch.is_tensor(b) or 0 < b < float('inf')
+        require(ok, 'sharpness', b,
                 'None (exact ReLU) or a positive finite number',
                 '50 to 200 is the useful range')
     def __call__(self, z:Tensor)->Tensor: # same shape as z
         "The activation"
-        return (torch.relu(z) if self.sharpness is None
-                else F.softplus(z, beta=self.sharpness, threshold=40))
+        return torch.relu(z) if self.sharpness is None else _softplus(z, self.sharpness)
     def slope(self, z:Tensor)->Tensor: # same shape as z, in [0, 1]
         "Its derivative, itself differentiable when smooth"
         return ((z > 0).to(z.dtype) if self.sharpness is None
@@ -36,14 +41,15 @@ class SmoothReLU:
 @dataclass(frozen=True)
 class SurrogateReLU:
     "ReLU whose derivative is replaced by `sigmoid(a t)` (Haim et al. 2022, Buzaglo et al. 2024: a = 19 to 150)"
-    sharpness:float # a, in 1 / units of the pre-activation; ValueError unless positive and finite
+    sharpness:float|Tensor # a, in 1 / units of the pre-activation, as in `SmoothReLU`; ValueError unless positive and finite
     def __post_init__(self):
-        ok = self.sharpness is not None and 0 < self.sharpness < float('inf')
-        require(ok, 'sharpness', self.sharpness, 'a positive finite number',
+        a = self.sharpness
+        ok = a is not None and (torch.is_tensor(a) or 0 < a < float('inf'))
+        require(ok, 'sharpness', a, 'a positive finite number',
                 '19 to 150 is the published range')
     def __call__(self, z:Tensor)->Tensor: # same shape as z
         "The activation: exactly relu(z), with the derivatives of softplus"
-        soft = F.softplus(z, beta=self.sharpness, threshold=40)
+        soft = _softplus(z, self.sharpness)
         return torch.relu(z).detach() + (soft - soft.detach())
     def slope(self, z:Tensor)->Tensor: # same shape as z, in [0, 1]
         "What autograd takes for its derivative, itself differentiable"

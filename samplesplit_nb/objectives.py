@@ -89,8 +89,8 @@ def gram(network:MLP, a:TangentFeatures, b:TangentFeatures=None)->Tensor: # (k_a
 def _slope_rate(activation, z, slope):
     "sigma''(z): from the slope for a softened ReLU, zero for the exact one, by autograd for any other"
     if isinstance(activation, (SmoothReLU, SurrogateReLU)):
-        return (slope*(1 - slope)*activation.sharpness if activation.sharpness
-                else torch.zeros_like(slope))
+        return (torch.zeros_like(slope) if activation.sharpness is None
+                else slope*(1 - slope)*activation.sharpness)
     return jvp(activation.slope, (z,), (torch.ones_like(z),))[1]
 
 def _outputs_and_grad(network, activation, features, vector):
@@ -127,7 +127,8 @@ def least_squares_multipliers(
     if ridge is None: ridge = RIDGE.get(c.dtype, 1e-6)
     A, b = G.double(), c.double()
     A = A + torch.eye(len(A), dtype=A.dtype, device=A.device)*(ridge*A.diagonal().mean())
-    if least is None: return torch.linalg.solve(A, b).to(c.dtype)
+    if least is None: # no look at the result, which would stall a GPU
+        return torch.linalg.solve_ex(A, b)[0].to(c.dtype)
     L = torch.linalg.cholesky(A)
     shifted = torch.linalg.solve_triangular(L, (b - least*A.sum(1))[:, None], upper=False)
     above, _ = scipy.optimize.nnls(L.T.cpu().numpy(), shifted[:, 0].cpu().numpy())
@@ -156,6 +157,15 @@ class ReconstructionObjective:
     def select(self, parents:Tensor)->'ReconstructionObjective':
         "The objective for candidates that descend from these rows; differs where candidates carry labels"
         return self
+
+    def multiplier_shape(self, k:int)->tuple: # (k,), or (k, outputs) for vector multipliers
+        "The shape of lam for k candidates"
+        return (k,)
+
+    def smoothed(self, sharpness:float|None): # never returns
+        "ValueError: this map has no softened ReLU; see `NetworkObjective.smoothed`"
+        require(False, 'sharpness', sharpness, 'left out for a map without ReLU',
+                'it is smooth as it is')
 
     def residual(self, x:Tensor, lam:Tensor)->list: # shaped like the parameters
         "r = target - sum_i lam_i f(theta; x_i)"
@@ -515,6 +525,10 @@ class NetworkObjective(ReconstructionObjective):
     @property
     def activation(self): return self.tangent.activation
 
+    def multiplier_shape(self, k:int)->tuple: # (k,), or (k, outputs) for vector multipliers
+        "The shape of lam for k candidates"
+        return (k, self.tangent.outputs) if self.vector else (k,)
+
     def smoothed(self, sharpness:float|None)->'NetworkObjective':
         "The same objective with another sharpness of the softened ReLU; shares all tensors"
         require(isinstance(self.activation, (SmoothReLU, SurrogateReLU)),
@@ -571,8 +585,10 @@ class NetworkObjective(ReconstructionObjective):
 
     def _uses_gram(self, k):
         return (self._gram_form is not None and not self.vector
+                and not torch.compiler.is_compiling() # its guard reads a number back
                 and self._gram_form.target is self.target
-                and (self.form == 'gram' or self._gram_form.saves(k)))
+                and (self.form == 'gram' # that guard would stall a GPU at every step
+                     or (self._gram_form.saves(k) and not self.target[0].is_cuda)))
 
     def _gram_value_and_grad(self, x, lam, fs, kernels=None, tangents=None):
         "As `value_and_grad`, in the Gram form; what is known of kernels and tangents along the target can be passed"

@@ -8,7 +8,7 @@ from problems import random_problem
 from samplesplit_nb.networks import MLP, SmoothReLU
 from samplesplit_nb.objectives import (PRESETS, DecayObjective, KKTObjective, MulticlassKKTObjective, NTKObjective, ReconstructionObjective,
                                        least_squares_multipliers, preset)
-from samplesplit_nb.splitting import SplitRule, reconstruct, split_samples
+from samplesplit_nb.splitting import Every, SplitRule, reconstruct, split_samples
 from samplesplit_nb.training import train_ntk
 
 
@@ -173,7 +173,7 @@ def test_children_inherit_labels_and_a_split_lowers_the_loss():
 
 def test_reconstruct_carries_labels_through_splits():
     objective, x, lam = labelled('binary', 1, 4, lam_min=0.)
-    out = reconstruct(objective, .3*x, lam, steps=40, lr=.01, rule=SplitRule(every=15, threshold=-1e-9, eta_max=.3))
+    out = reconstruct(objective, .3*x, lam, steps=40, lr=.01, rule=SplitRule(threshold=-1e-9, eta_max=.3), when=Every(15))
     assert len(out.x) > 4 and len(out.splits) == 2 and (out.lam >= 0).all()
     assert out.history.loss[-1] < out.history.loss[0]
 

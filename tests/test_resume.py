@@ -1,0 +1,94 @@
+"A process killed by SIGKILL at any moment and started again ends bit-identical to one left alone"
+import os, signal, subprocess, sys, time
+from functools import partial
+from pathlib import Path
+import pytest, torch
+from problems import random_problem
+from samplesplit_nb.optimisers import LazyAdam
+from samplesplit_nb.splitting import Checkpoint, Every, SplitRule, reconstruct
+from samplesplit_nb.storage import load_state
+
+# argv: checkpoint file, result file, optimiser, attack. Prints its step at every report, so that the parent can choose its moment
+SCRIPT = '''
+import sys
+from functools import partial
+import torch
+sys.path.insert(0, {tests!r})
+from problems import random_problem
+from samplesplit_nb.networks import MLP
+from samplesplit_nb.objectives import KKTObjective
+from samplesplit_nb.optimisers import adam, geometric, warm_restarts
+from samplesplit_nb.splitting import *
+from samplesplit_nb.storage import save_state
+path, out, optimiser, attack = sys.argv[1:]
+torch.set_num_threads(1)
+objective, x, lam = random_problem((8, 40, 40, 1), k=6, seed=3)
+if attack == 'kkt': objective = KKTObjective(MLP([8, 40, 40, 1], bias='first', seed=1, dtype=torch.float64), torch.tensor([1., -1, 1, 1, -1, -1]).double(), sharpness=5.)
+make = dict(adam=adam, sgd=partial(torch.optim.SGD, momentum=.9))[optimiser]
+r = reconstruct(objective, x, lam, steps=150, lr=1e-4 if optimiser == 'sgd' else 1e-2, lr_multipliers=None if attack == 'ntk' else 1e-4, optimizer=make,
+                rule=SplitRule(threshold=-1e-9, eta_max=.1, at_once=2), when=Every(40), lr_factor=warm_restarts(40), sharpness=geometric(5., 10., 150), report_every=5,
+                tidy=Tidy(merge=1e-3), checkpoint=None if path == 'none' else Checkpoint(path, every_steps=3, every_seconds=None), callback=lambda step, *_: print(step, flush=True))
+save_state(out, dict(x=r.x, lam=r.lam, origins=r.origins, loss=r.history.loss, step=r.history.step, result=r.result, splits=[s.step for s in r.splits]))
+'''
+
+
+def start(path, out, *which):
+    script = SCRIPT.format(tests=str(Path(__file__).parent))
+    return subprocess.Popen([sys.executable, '-c', script, str(path), str(out), *which], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+
+
+@pytest.mark.parametrize('which', [('adam', 'ntk'), ('sgd', 'kkt')], ids='-'.join)
+def test_killed_and_resumed_is_bit_identical(tmp_path, which):
+    alone = start('none', tmp_path/'alone', *which)
+    path, kills, delays = tmp_path/'run.safetensors', 0, torch.Generator().manual_seed(0)
+    for at in (5, 45, 120):  # before the first split, just after it, after the third
+        process = start(path, tmp_path/'resumed', *which)
+        for line in process.stdout:
+            if int(line) >= at: break
+        time.sleep(.02*torch.rand((), generator=delays).item())  # anywhere, also while saving
+        if process.poll() is None: kills += 1
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close(); process.stderr.close()
+        assert path.exists() and 'optimiser' in load_state(path)  # whole, whenever the kill came
+    finish(start(path, tmp_path/'resumed', *which))
+    finish(alone)
+    a, b = load_state(tmp_path/'alone'), load_state(tmp_path/'resumed')
+    assert kills >= 2, 'the runs were too fast to be killed'
+    for name in ('x', 'lam', 'origins'): assert torch.equal(a[name], b[name]), name
+    for name in ('loss', 'step', 'result', 'splits'): assert a[name] == b[name], name
+    assert len(a['splits']) == 3 and len(a['x']) > 6
+
+
+def test_a_save_that_is_cut_short_leaves_the_old_file(tmp_path, monkeypatch):
+    "The rename is the last thing that happens; whatever fails before it changes nothing"
+    from samplesplit_nb import storage
+    path = tmp_path/'run.safetensors'
+    storage.save_state(path, dict(step=1))
+    monkeypatch.setattr(os, 'replace', lambda *_: (_ for _ in ()).throw(OSError('disk full')))
+    with pytest.raises(OSError, match='disk full'): storage.save_state(path, dict(step=2))
+    monkeypatch.undo()
+    assert load_state(path) == dict(step=1) and [p.name for p in tmp_path.iterdir()] == ['run.safetensors']
+
+
+@pytest.mark.parametrize('make', [torch.optim.Adam, LazyAdam, partial(torch.optim.SGD, momentum=.9), torch.optim.RMSprop, torch.optim.Adagrad, partial(torch.optim.LBFGS, max_iter=3)],
+                         ids=lambda m: getattr(m, '__name__', m.func.__name__ if isinstance(m, partial) else '?'))
+def test_every_optimiser_resumes_to_the_bit(tmp_path, make):
+    objective, x, lam = random_problem((8, 30, 30, 1), k=5, seed=3)
+    go = partial(reconstruct, objective, x, lam, steps=45, lr=1e-3, optimizer=make, rule=SplitRule(threshold=-1e-9, eta_max=.1), when=Every(15), report_every=4)
+    def stumble(step, *_):
+        if step >= 36: raise KeyboardInterrupt
+    at = Checkpoint(tmp_path/'run', every_steps=7)
+    with pytest.raises(KeyboardInterrupt): go(callback=stumble, checkpoint=at)
+    whole, resumed = go(), go(checkpoint=at)
+    assert torch.equal(whole.x, resumed.x) and whole.history.loss == resumed.history.loss and len(whole.x) > 5
+
+
+@pytest.mark.parametrize('kw,says', [(dict(every_steps=0), 'every_steps=0'), (dict(every_seconds=-1.), 'every_seconds=-1.0'), (dict(every_seconds=None), 'every_steps=None')])
+def test_bad_intervals_are_named(kw, says):
+    with pytest.raises(ValueError, match=says): Checkpoint('f', **kw)

@@ -210,6 +210,7 @@ def _check_labels(model, X, y):
 def _best_multipliers(G, c, square):
     "argmin over lam >= 0 of square - 2 lam . c + lam . G lam, as (root of the minimum relative to square, lam)"
     w, V = torch.linalg.eigh(G)
+    if not w[-1] > 0: return 1., torch.zeros_like(c)      # all gradients are 0
     V, root = V[:, w > 1e-14*w[-1]], w[w > 1e-14*w[-1]].sqrt()
     lam, _ = nnls((V*root).T.cpu().numpy(), ((V.T @ c)/root).cpu().numpy())
     lam = torch.from_numpy(lam).to(c)

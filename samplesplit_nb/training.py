@@ -262,33 +262,8 @@ def _pin_rows(rows, inputs, tol):
         budget = torch.where(moves, budget - cost, -1.)
     return rows + (at - start) @ Q.T
 
-# %% ../nbs/support/training.ipynb #7a82f06a
+# %% ../nbs/support/training.ipynb #fe5c3dc4
 @torch.no_grad()
-def pin_to_kinks(
-    model:MLP, # a ReLU network; left as it is
-    X:Tensor, # (n, d) training samples
-    y:Tensor=None, # (n,) classes: wrong classes that nearly tie for the largest output are made to; None: not
-    tol:float=3e-3 # largest change of a neuron's weights, relative to their norm; chosen in training.ipynb, "Which `tol`?"
-)->tuple: # (the network on its kinks, float64; |change| / |theta|); ValueError for bad input
-    "Move neurons whose pre-activation is nearly 0 for some sample until it is 0 to rounding"
-    _check_relu(model)
-    require(X.ndim == 2 and X.shape[1] == model.widths[0] and len(X) >= 1, 'X.shape',
-            tuple(X.shape), f'(n, {model.widths[0]}) with n >= 1',
-            'flatten each image to one row')
-    require_finite('X', X)
-    require(0 < tol < 1, 'tol', tol, 'between 0 and 1', '3e-3 is a start')
-    pinned = copy.deepcopy(model).double().requires_grad_(False)
-    before, h = _flat(pinned), X.to(pinned.layers[0].weight)
-    for layer in pinned.layers[:-1]:
-        rows, inputs = _affine(layer, h)
-        block = max(1, int(5e7/len(X)**2))                 # neurons at a time, for memory
-        moved = torch.cat([_pin_rows(part, inputs, tol) for part in rows.split(block)])
-        layer.weight.copy_(moved[:, :h.shape[1]])
-        if layer.bias is not None: layer.bias.copy_(moved[:, -1])
-        h = pinned.activation(layer(h))
-    if y is not None and pinned.widths[-1] > 2: _pin_ties(pinned.layers[-1], h, y, tol)
-    return pinned, ((_flat(pinned) - before).norm()/before.norm()).item()
-
 def _pin_ties(layer, h, y, tol):
     "Change the last layer by at most tol of its norm until near ties for second place are ties"
     rows, inputs = _affine(layer, h)
@@ -308,6 +283,34 @@ def _check_relu(model):
             f"{type(model).__name__}, {getattr(model, 'activation', 'no activation')}",
             'an MLP with exact ReLU', 'kkt_stationarity takes any module')
 
+# %% ../nbs/support/training.ipynb #7a82f06a
+@torch.no_grad()
+def pin_to_kinks(
+    model:MLP, # a ReLU network; left as it is
+    X:Tensor, # (n, d) training samples
+    y:Tensor=None, # (n,) classes: wrong classes that nearly tie for the largest output are made to; None: not
+    tol:float=3e-3 # largest change of a neuron's weights, relative to their norm; chosen in training.ipynb, "Which `tol`?"
+)->tuple: # (the network on its kinks, float64; |change| / |theta|); ValueError for bad input
+    "Move neurons whose pre-activation is nearly 0 for some sample until it is 0 to rounding"
+    _check_relu(model)
+    require(X.ndim == 2 and X.shape[1] == model.widths[0] and len(X) >= 1, 'X.shape',
+            tuple(X.shape), f'(n, {model.widths[0]}) with n >= 1',
+            'flatten each image to one row')
+    require_finite('X', X)
+    require(0 < tol < 1, 'tol', tol, 'between 0 and 1', '3e-3 is a start')
+    pinned = copy.deepcopy(model).double().requires_grad_(False)
+    if y is not None: y = _check_labels(pinned, X, y)[1]
+    before, h = _flat(pinned), X.to(pinned.layers[0].weight)
+    for layer in pinned.layers[:-1]:
+        rows, inputs = _affine(layer, h)
+        block = max(1, int(5e7/len(X)**2))                 # neurons at a time, for memory
+        moved = torch.cat([_pin_rows(part, inputs, tol) for part in rows.split(block)])
+        layer.weight.copy_(moved[:, :h.shape[1]])
+        if layer.bias is not None: layer.bias.copy_(moved[:, -1])
+        h = pinned.activation(layer(h))
+    if y is not None and pinned.widths[-1] > 2: _pin_ties(pinned.layers[-1], h, y, tol)
+    return pinned, ((_flat(pinned) - before).norm()/before.norm()).item()
+
 # %% ../nbs/support/training.ipynb #c363e6cb
 @torch.no_grad()
 def _kinks(model, X, tol):
@@ -321,6 +324,7 @@ def _kinks(model, X, tol):
         inputs.append(z.relu())
     return inputs, slopes, kinks
 
+# %% ../nbs/support/training.ipynb #606e67c1
 def _ties(layer, h, y, tol):
     "Samples i and cotangents of their gradients: one each, or one for every wrong class that ties for the largest output"
     out = layer(h)
@@ -366,6 +370,7 @@ def _best_slopes(parts, square, slopes, kinks, max_iter):
         options=dict(maxiter=max_iter, maxfun=2*max_iter, ftol=1e-13, gtol=1e-10, maxcor=20))
     return _filled(slopes, kinks, torch.from_numpy(found.x).to(slopes[0]))
 
+# %% ../nbs/support/training.ipynb #72a87fbb
 def clarke_stationarity(
     model:MLP, # a ReLU network, e.g. from `pin_to_kinks`; outputs (n, 1), or (n, classes)
     X:Tensor, # (n, d) training samples

@@ -186,7 +186,8 @@ def local_smoothness(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d)
     lam:Tensor, # (k,)
-    iterations:int=15, # of the power method for the third derivative
+    iterations:int=15, # of the power method for the third derivative, from each start
+    starts:int=3, # random directions it starts from
     num_matvecs:int=30, # Lanczos products for the second
     seed:int=0
 )->tuple: # (|grad_x^2 L|, |grad_x^3 L|) at this point, the second from below
@@ -196,13 +197,14 @@ def local_smoothness(
     start = torch.randn(1, size, generator=g, dtype=torch.float64).to(x)
     ends = [lanczos_min(lambda v: sign*matvec(v.view_as(x)).reshape(1, -1), start,
                         min(num_matvecs, size)).values.item() for sign in (1, -1)]
-    v, best = torch.nn.functional.normalize(start, dim=1).view_as(x), 0.
-    slope = lambda x: torch.func.grad(lambda x: objective.loss(x, lam))(x)
-    for _ in range(iterations): # v <- D^3 L[v, v, .], normalised
-        once = lambda x: jvp(slope, (x,), (v,))[1]
-        w = jvp(once, (x,), (v,))[1]
-        best = max(best, abs((w*v).sum().item()))
-        v = w/w.norm().clamp_min(1e-300)
+    slope, best = lambda x: torch.func.grad(lambda x: objective.loss(x, lam))(x), 0.
+    for _ in range(starts):
+        v = torch.randn(x.shape, generator=g, dtype=torch.float64).to(x)
+        for _ in range(iterations): # v <- D^3 L[v, v, .], normalised
+            v = v/v.norm().clamp_min(1e-300)
+            once = lambda x: jvp(slope, (x,), (v,))[1]
+            w = jvp(once, (x,), (v,))[1]
+            best, v = max(best, abs((w*v).sum().item())), w
     return max(map(abs, ends)), best
 
 def _sampled(objective, x, lam, radius, samples, seed):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.func import jvp
-from .checks import require, require_candidates
+from .checks import require
 from .networks import Polynomial, SmoothReLU, SurrogateReLU
 from .objectives import PerceptronTangent, ReconstructionObjective
 from samplesplit_nb.splitting import (
@@ -171,8 +171,7 @@ def smoothness(
 
 def _check_smooth(objective, x, lam):
     "ValueError for ReLU without smoothing"
-    shape = objective.multiplier_shape(len(x))
-    require_candidates(x, lam, objective.d, None if len(shape) == 1 else shape[1])
+    objective.check(x, lam)
     activation = getattr(objective, 'activation', None)
     require(getattr(activation, 'sharpness', 1.) is not None, 'objective',
             '<with exact ReLU: its curvature is zero or undefined>', 'smooth',
@@ -298,14 +297,18 @@ def stationarity_certificate(
     _check_smooth(objective, x, lam)
     gradient = objective.value_and_grad(x, lam)[1].norm().item()
     S = min_curvature(objective, x, lam, num_matvecs_split)
-    product, used = hessian_product(objective, x, lam), []
-    H = _lowest(lambda v: used.append(1) or product(v), x, num_matvecs, tol)
+    product, used = hessian_product(objective, x, lam), 0
+    def counted(v):
+        nonlocal used
+        used += 1
+        return product(v)
+    H = _lowest(counted, x, num_matvecs, tol)
     i, eps_H = int(S.values.argmin()), math.sqrt(rho*eps)
     lowest = (S.values[i].item(), S.residuals[i].item(), H.values.item(), H.residuals.item())
     flags = (gradient <= eps, gradient <= eps and lowest[2] >= -eps_H,
              gradient <= eps and lowest[0] >= -eps_H)
     return Certificate(objective.loss(x, lam).item(), gradient, *lowest, eps_H, *flags,
-                       len(used) + min(num_matvecs_split, x.shape[1]),
+                       used + min(num_matvecs_split, x.shape[1]),
                        _verdict(gradient, eps, lowest, eps_H, *flags))
 
 def _verdict(gradient, eps, lowest, eps_H, first, second, stable):

@@ -15,7 +15,7 @@ import scipy.optimize
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
-from .checks import require, require_finite
+from .checks import require, require_candidates, require_finite
 from .networks import MLP, SmoothReLU, SurrogateReLU
 
 # %% ../nbs/01_objectives.ipynb #a04adecb
@@ -161,6 +161,11 @@ class ReconstructionObjective:
     def multiplier_shape(self, k:int)->tuple: # (k,), or (k, outputs) for vector multipliers
         "The shape of lam for k candidates"
         return (k,)
+
+    def check(self, x:Tensor, lam:Tensor)->None:
+        "ValueError unless the candidates x (k, d) and lam fit; see `require_candidates`"
+        shape = self.multiplier_shape(len(x))
+        require_candidates(x, lam, self.d, None if len(shape) == 1 else shape[1])
 
     def smoothed(self, sharpness:float|None): # never returns
         "ValueError: this map has no softened ReLU; see `NetworkObjective.smoothed`"

@@ -16,17 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.func import jvp
-from .checks import require, require_candidates
+from .checks import require
 from .objectives import ReconstructionObjective
 from .optimisers import adam, inherit_state, optimiser_state, restore_optimiser
 from .storage import load_state, save_state
 
 # %% ../nbs/02_splitting.ipynb #1098f1a4
-def _check_candidates(objective, x, lam):
-    "ValueError unless x (k, d) and lam fit the objective"
-    shape = objective.multiplier_shape(len(x))
-    require_candidates(x, lam, objective.d, None if len(shape) == 1 else shape[1])
-
 def splitting_product(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d) candidates
@@ -34,7 +29,7 @@ def splitting_product(
     residual:list=None # r, if already known, or to be held at another value
 ): # a function from v (k, d) to (k, d): row i is S(x_i) v_i
     "Products with the splitting matrices of all candidates at once, without forming them (paper, section 5.2); the residual is frozen"
-    _check_candidates(objective, x, lam)
+    objective.check(x, lam)
     with torch.no_grad():
         if residual is None: residual = objective.residual(x, lam)
     with torch.enable_grad():
@@ -131,7 +126,7 @@ def min_curvature(
     residual:list=None # r, if already known
 )->RitzPairs: # values: lambda_min(S(x_i)), in loss per squared pixel unit
     "The lowest eigenpair of every splitting matrix by batched Lanczos, and how exact it is; ValueError for bad shapes or numbers"
-    _check_candidates(objective, x, lam)
+    objective.check(x, lam)
     require(chunk_size is None or (isinstance(chunk_size, int) and chunk_size >= 1),
             'chunk_size', chunk_size, 'None or a whole number, at least 1', 'try 256')
     generator = torch.Generator().manual_seed(0) if generator is None else generator
@@ -301,7 +296,7 @@ def split_samples(
 )->tuple: # (x, lam, Split)
     "One splitting event of Algorithm 1; ValueError for bad shapes or non-finite numbers"
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    _check_candidates(objective, x, lam)
+    objective.check(x, lam)
     residual, before = objective.residual(x, lam), objective.loss(x, lam).item()
     values, vectors, errors = min_curvature(objective, x, lam, rule.num_matvecs, generator,
                                             residual=residual)
@@ -458,7 +453,7 @@ def tidy_samples(
     rule:Tidy
 )->tuple: # (x (k', d), lam, parents (k',)): the row that each remaining candidate was
     "Merge and prune one group at a time, undoing whatever would lift L, the penalty aside, above its bound"
-    _check_candidates(objective, x, lam)
+    objective.check(x, lam)
     eps = torch.finfo(x.dtype).eps*sum(t.square().sum() for t in objective.target)
     bound = objective.loss(x, lam)*(1 + rule.tolerance) + eps
     state = x, lam, torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -795,7 +790,7 @@ def reconstruct(
     "Algorithm 1 of the paper: Phase I by any torch optimiser, and a splitting event whenever `when` says so"
     settings = SimpleNamespace(**{k: v for k, v in locals().items()
                                   if k not in ('objective', 'x', 'lam', 'checkpoint')})
-    _check_candidates(objective, x, lam)
+    objective.check(x, lam)
     _check_settings(settings)
     settings.bar = _bar(progress, steps)
     keeper = _Keeper(checkpoint, None if checkpoint is None else

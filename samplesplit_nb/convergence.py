@@ -131,13 +131,26 @@ def tangent_bounds(
     return _joined([part for layer, h, delta in zip(layers, inputs, deltas) for part in
                     [delta*h] + ([delta*one] if layer.bias is not None else [])])
 
-# %% ../nbs/03_convergence.ipynb #n29
+# %% ../nbs/03_convergence.ipynb #06201944
+def _check_smooth(objective, x, lam):
+    "ValueError for ReLU without smoothing"
+    objective.check(x, lam)
+    activation = getattr(objective, 'activation', None)
+    require(getattr(activation, 'sharpness', 1.) is not None, 'objective',
+            '<with exact ReLU: its curvature is zero or undefined>', 'smooth',
+            'smooth it: objective.smoothed(50.)')
+    require(not isinstance(activation, SurrogateReLU), 'objective',
+            '<with a surrogate derivative, of which it is not the integral>', 'smooth',
+            'smooth it: use softplus, SmoothReLU')
+
+# %% ../nbs/03_convergence.ipynb #02dd16e7
 class Smoothness(NamedTuple):
     "Constants of Assumption 5.1 on a region"
     l:float # largest |grad_x^2 L|, the spectral norm
     rho:float # largest |grad_x^3 L|, and of d^3 L/d eta^3 while a candidate splits by unit steps
     meaning:str # bound or estimate, and where
 
+# %% ../nbs/03_convergence.ipynb #n29
 def smoothness(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d) the start, for its loss and k
@@ -169,17 +182,6 @@ def smoothness(
                       6*f1*f2*square*most + 2*residual*f3*most,
                       f'proved for {where} and L <= {residual**2:.3g}')
 
-def _check_smooth(objective, x, lam):
-    "ValueError for ReLU without smoothing"
-    objective.check(x, lam)
-    activation = getattr(objective, 'activation', None)
-    require(getattr(activation, 'sharpness', 1.) is not None, 'objective',
-            '<with exact ReLU: its curvature is zero or undefined>', 'smooth',
-            'smooth it: objective.smoothed(50.)')
-    require(not isinstance(activation, SurrogateReLU), 'objective',
-            '<with a surrogate derivative, of which it is not the integral>', 'smooth',
-            'smooth it: use softplus, SmoothReLU')
-
 # %% ../nbs/03_convergence.ipynb #n30
 def local_smoothness(
     objective:ReconstructionObjective,
@@ -206,6 +208,7 @@ def local_smoothness(
             best, v = max(best, abs((w*v).sum().item())), w
     return max(map(abs, ends)), best
 
+# %% ../nbs/03_convergence.ipynb #6ca272dc
 def _sampled(objective, x, lam, radius, samples, seed):
     "The largest local constants at random points of the region"
     g = torch.Generator().manual_seed(seed)
@@ -264,7 +267,7 @@ def run_algorithm1(
                        stop=Stop(eps_H=bound.eps_H), lr=bound.eta_g, lr_multipliers=0.,
                        optimizer=torch.optim.SGD, report_every=1, seed=seed), bound
 
-# %% ../nbs/03_convergence.ipynb #n47
+# %% ../nbs/03_convergence.ipynb #98cac163
 @dataclass(frozen=True)
 class Certificate:
     "Is a point eps-second-order stationary in x (Definition 5.1)?"
@@ -281,6 +284,17 @@ class Certificate:
     products:int # Hessian-vector products spent, one for each candidate counting as one together
     verdict:str # a sentence
 
+# %% ../nbs/03_convergence.ipynb #ac5b972c
+def _verdict(gradient, eps, lowest, eps_H, first, second, stable):
+    "A certificate in words"
+    if not first: return f'not stationary: |grad| = {gradient:.2g} > eps = {eps:.2g}'
+    if not second: return (f'stationary but not of second order: lambda_min(H) = {lowest[2]:.2g} '
+                           f'< -sqrt(rho eps) = {-eps_H:.2g}')
+    return f'second-order stationary for eps = {eps:.2g}: lambda_min(H) = {lowest[2]:.2g} >= {-eps_H:.2g}' + (
+        '; no split is due' if stable else
+        f'; yet a split would go on, min lambda_min(S) = {lowest[0]:.2g}')
+
+# %% ../nbs/03_convergence.ipynb #n47
 def stationarity_certificate(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d)
@@ -310,12 +324,3 @@ def stationarity_certificate(
     return Certificate(objective.loss(x, lam).item(), gradient, *lowest, eps_H, *flags,
                        used + min(num_matvecs_split, x.shape[1]),
                        _verdict(gradient, eps, lowest, eps_H, *flags))
-
-def _verdict(gradient, eps, lowest, eps_H, first, second, stable):
-    "A certificate in words"
-    if not first: return f'not stationary: |grad| = {gradient:.2g} > eps = {eps:.2g}'
-    if not second: return (f'stationary but not of second order: lambda_min(H) = {lowest[2]:.2g} '
-                           f'< -sqrt(rho eps) = {-eps_H:.2g}')
-    return f'second-order stationary for eps = {eps:.2g}: lambda_min(H) = {lowest[2]:.2g} >= {-eps_H:.2g}' + (
-        '; no split is due' if stable else
-        f'; yet a split would go on, min lambda_min(S) = {lowest[0]:.2g}')

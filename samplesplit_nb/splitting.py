@@ -60,7 +60,7 @@ def splitting_matrix(
         rows.append(matvec(v)[i])
     return torch.stack(rows)
 
-# %% ../nbs/02_splitting.ipynb #833fdeb2
+# %% ../nbs/02_splitting.ipynb #7d8226a2
 class RitzPairs(NamedTuple):
     "The smallest Ritz pair of each of k symmetric matrices A_i, and how exact it is"
     values:Tensor # (k,)
@@ -75,6 +75,7 @@ def _smallest_ritz(alphas, betas, used, scale):
     values, vectors = torch.linalg.eigh(T)
     return values[:, 0], vectors[:, :, 0], betas[-1]*vectors[:, -1, 0].abs()
 
+# %% ../nbs/02_splitting.ipynb #833fdeb2
 def lanczos_min(
     matvec, # from (k, d) to (k, d): row i is A_i v_i, each A_i symmetric
     start:Tensor, # (k, d) start vectors, no row zero
@@ -177,7 +178,7 @@ def split_series(
     c = 6*sum(b.square().sum() for b in bend) - 2*_derivative(along, 4)(zero)
     return a.item(), c.item()
 
-# %% ../nbs/02_splitting.ipynb #80df1b98
+# %% ../nbs/02_splitting.ipynb #313abffd
 def _whole(value, least): return (isinstance(value, int) and not isinstance(value, bool)
                                   and value >= least)
 
@@ -194,6 +195,7 @@ class Control:
                     repr(getattr(self, name)), "'curvature' or 'random'",
                     "'random' is a control")
 
+# %% ../nbs/02_splitting.ipynb #80df1b98
 @dataclass(frozen=True)
 class SplitRule:
     "Which candidates to split, along what and how far; ValueError for impossible values"
@@ -335,6 +337,7 @@ class Every:
         "Is there an event before gradient step `step`, the last one having been at `since`?"
         return step > 0 and step % self.steps == 0
 
+# %% ../nbs/02_splitting.ipynb #9cdd1263
 @dataclass(frozen=True)
 class SmallGradient:
     "Split once |grad_x| <= eps, as Algorithm 1 is written; looked at in every report"
@@ -347,6 +350,7 @@ class SmallGradient:
         "Is the last reported gradient small?"
         return history.gradient[-1] <= self.eps
 
+# %% ../nbs/02_splitting.ipynb #9b04d3c8
 @dataclass(frozen=True)
 class Plateau:
     "Split once the objective has fallen by less than a share of itself in so many steps; looked at in every report"
@@ -363,6 +367,7 @@ class Plateau:
         back = bisect.bisect_right(history.step, step - self.steps) - 1
         return back >= 0 and history.loss[-1] > (1 - self.drop)*history.loss[back]
 
+# %% ../nbs/02_splitting.ipynb #3e4327c1
 @dataclass(frozen=True)
 class Stop:
     "What ends the splitting, or the run, before the last step; None: no limit"
@@ -421,6 +426,7 @@ class Tidy:
         require(0 <= self.tolerance < math.inf, 'tolerance', self.tolerance,
                 'at least 0 and finite', 'use 1e-3')
 
+# %% ../nbs/02_splitting.ipynb #33ab815a
 def _groups(objective, x, lam, distance):
     "Lists of candidates to become one: around each, largest multiplier first, those of its label and signs that are near and not yet taken"
     kind = torch.cat([lam.sign().view(len(x), -1).double()]
@@ -553,6 +559,7 @@ class Checkpoint:
         require((self.every_steps, self.every_seconds) != (None, None), 'every_steps', None,
                 'set where every_seconds is None', 'give one of the two')
 
+# %% ../nbs/02_splitting.ipynb #c585234f
 def _digest(tensors):
     "A checksum of their numbers"
     h = hashlib.sha256()

@@ -257,7 +257,8 @@ def run_algorithm1(
     eps:float,
     constants:Smoothness, # l and rho
     max_steps:int=100_000, # the theorem's own bound is far larger
-    seed:int=0
+    seed:int=0,
+    callback=None # called after every step with (step, loss, x, lam)
 )->tuple: # (Reconstruction, Bound): every step is in the history, every split in `splits`
     "Algorithm 1 with the constants of Theorem 5.1, by `reconstruct`: steps of 1/l until |grad| <= eps, one split of 3/2 sqrt(eps/rho) where lambda_min < -eps_H, and an end where there is none"
     bound = theorem_bound(objective.loss(x, lam).item(), eps, constants.l, constants.rho)
@@ -265,7 +266,8 @@ def run_algorithm1(
                      halvings=0, sufficient=0.5*(1 - 1e-9), num_matvecs=max(20, 2*x.shape[1]))
     return reconstruct(objective, x, lam, steps=max_steps, rule=rule, when=SmallGradient(eps),
                        stop=Stop(eps_H=bound.eps_H), lr=bound.eta_g, lr_multipliers=0.,
-                       optimizer=torch.optim.SGD, report_every=1, seed=seed), bound
+                       optimizer=torch.optim.SGD, report_every=1, seed=seed,
+                       callback=callback), bound
 
 # %% ../nbs/03_convergence.ipynb #98cac163
 @dataclass(frozen=True)
@@ -287,10 +289,11 @@ class Certificate:
 # %% ../nbs/03_convergence.ipynb #ac5b972c
 def _verdict(gradient, eps, lowest, eps_H, first, second, stable):
     "A certificate in words"
+    low = f'lambda_min(H) = {lowest[2]:.2g} (residual {lowest[3]:.1g})'
     if not first: return f'not stationary: |grad| = {gradient:.2g} > eps = {eps:.2g}'
-    if not second: return (f'stationary but not of second order: lambda_min(H) = {lowest[2]:.2g} '
+    if not second: return (f'stationary but not of second order: {low} '
                            f'< -sqrt(rho eps) = {-eps_H:.2g}')
-    return f'second-order stationary for eps = {eps:.2g}: lambda_min(H) = {lowest[2]:.2g} >= {-eps_H:.2g}' + (
+    return f'second-order stationary for eps = {eps:.2g}: {low} >= {-eps_H:.2g}' + (
         '; no split is due' if stable else
         f'; yet a split would go on, min lambda_min(S) = {lowest[0]:.2g}')
 

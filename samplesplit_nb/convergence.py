@@ -116,7 +116,8 @@ def tangent_bounds(
     for layer in layers[:-1]:
         inputs.append(h)
         z = h*norm(layer.weight)
-        if layer.bias is not None: z = z + Majorant((layer.bias.double().norm().item(), 0., 0., 0.))
+        if layer.bias is not None:
+            z = z + Majorant((layer.bias.double().norm().item(), 0., 0., 0.))
         s = activation_bounds(tangent.activation, z[0])
         slopes.append(z.compose(s[1:])) # in the largest entry
         h = z.compose(s)
@@ -245,7 +246,8 @@ def theorem_bound(
     most, far = 1/l, 1.5*math.sqrt(eps/rho)
     eta_g, eta = most if eta_g is None else eta_g, far if eta is None else eta
     require(0 < eta_g <= most, 'eta_g', eta_g, f'positive and at most 1/l = {most:g}', 'use None')
-    require(0 < eta <= far, 'eta', eta, f'positive and at most 3/2 sqrt(eps/rho) = {far:g}', 'use None')
+    require(0 < eta <= far, 'eta', eta, f'positive and at most 3/2 sqrt(eps/rho) = {far:g}',
+            'use None')
     splits = 4*L0/(math.sqrt(rho*eps)*eta**2)
     return Bound(splits, 2*L0/(eta_g*eps**2) + splits, math.sqrt(rho*eps), eta_g, eta)
 
@@ -310,7 +312,8 @@ def stationarity_certificate(
 )->Certificate: # ValueError for eps <= 0, rho <= 0, or an objective that is not smooth
     "Gradient, lambda_min of S and of H with their residuals, and what follows"
     for name, value in (('eps', eps), ('rho', rho)):
-        require(0 < value < math.inf, name, value, 'positive and finite', 'see `smoothness` for rho')
+        require(0 < value < math.inf, name, value, 'positive and finite',
+                'see `smoothness` for rho')
     _check_smooth(objective, x, lam)
     gradient = objective.value_and_grad(x, lam)[1].norm().item()
     S = min_curvature(objective, x, lam, num_matvecs_split)

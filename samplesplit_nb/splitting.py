@@ -498,7 +498,8 @@ class _Captured:
         if self.run is None: self.run = torch.compile(
             _values, mode='reduce-overhead' if x.is_cuda else 'default')
         # a tensor, else every new sharpness would be compiled anew
-        b = None if sharpness is None else torch.full((), float(sharpness), dtype=x.dtype, device=x.device)
+        b = None if sharpness is None else torch.full((), float(sharpness), dtype=x.dtype,
+                                                      device=x.device)
         if self.run is not _values:
             try: return tuple(t.clone() for t in self.run(objective, eliminated, x, lam, b))
             except Exception: self.run = _values

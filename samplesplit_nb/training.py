@@ -73,17 +73,25 @@ def _flat(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 # %% ../nbs/support/training.ipynb #60ba7d1e
-def _lbfgs(loss, theta, max_iter):
-    "Minimise by SciPy's L-BFGS: (theta, iterations)"
+def _minimised(loss, start, bounds=None, **options):
+    "(argmin of a differentiable loss by SciPy's L-BFGS-B, iterations); torch has one thread meanwhile"
     def value_and_grad(v):
         with torch.enable_grad():
-            t = torch.from_numpy(v).to(theta).requires_grad_()
+            t = torch.from_numpy(v).to(start).requires_grad_()
             value = loss(t)
             return value.item(), torch.autograd.grad(value, t)[0].cpu().numpy()
-    found = minimize(
-        value_and_grad, theta.cpu().numpy(), jac=True, method='L-BFGS-B',
-        options=dict(maxiter=max_iter, maxfun=2*max_iter, ftol=0, gtol=1e-9, maxcor=30))
-    return torch.from_numpy(found.x).to(theta), int(found.nit)
+    # SciPy's and torch's threads spin while they wait for each other: ten times slower
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: found = minimize(value_and_grad, start.cpu().numpy(), jac=True,
+                          method='L-BFGS-B', bounds=bounds, options=options)
+    finally: torch.set_num_threads(threads)
+    return torch.from_numpy(found.x).to(start), int(found.nit)
+
+def _lbfgs(loss, theta, max_iter):
+    "Minimise over all weights: (theta, iterations)"
+    return _minimised(loss, theta, maxiter=max_iter, maxfun=2*max_iter, ftol=0, gtol=1e-9,
+                      maxcor=30)
 
 def _newton(loss, theta, steps):
     "At most so many Newton steps; stops when the norm of the gradient no longer falls"
@@ -357,18 +365,14 @@ def _filled(slopes, kinks, free):
 
 def _best_slopes(parts, square, slopes, kinks, max_iter):
     "Minimise over the free slopes in [0, 1], from 1/2, with the best lam >= 0 for each: all slopes"
-    def value_and_grad(v):
-        with torch.enable_grad():
-            free = torch.from_numpy(v).to(slopes[0]).requires_grad_()
-            G, c = parts(_filled(slopes, kinks, free))
-            lam = _best_multipliers(G.detach(), c.detach(), square)[1]
-            value = 1 - (2*lam @ c - lam @ G @ lam)/square
-            return value.item(), torch.autograd.grad(value, free)[0].cpu().numpy()
-    half = torch.full((sum(int(k.sum()) for k in kinks),), .5, dtype=torch.float64)
-    found = minimize(
-        value_and_grad, half.numpy(), jac=True, method='L-BFGS-B', bounds=[(0, 1)]*len(half),
-        options=dict(maxiter=max_iter, maxfun=2*max_iter, ftol=1e-13, gtol=1e-10, maxcor=20))
-    return _filled(slopes, kinks, torch.from_numpy(found.x).to(slopes[0]))
+    def loss(free):
+        G, c = parts(_filled(slopes, kinks, free))
+        lam = _best_multipliers(G.detach(), c.detach(), square)[1]
+        return 1 - (2*lam @ c - lam @ G @ lam)/square
+    half = slopes[0].new_full((sum(int(k.sum()) for k in kinks),), .5)
+    free, _ = _minimised(loss, half, bounds=[(0, 1)]*len(half), maxiter=max_iter,
+                         maxfun=2*max_iter, ftol=1e-13, gtol=1e-10, maxcor=20)
+    return _filled(slopes, kinks, free)
 
 # %% ../nbs/support/training.ipynb #72a87fbb
 def clarke_stationarity(

@@ -7,7 +7,7 @@ __all__ = ['SAFE_TORCH', 'atomic_path', 'save_json', 'load_json', 'save_arrays',
            'load_state', 'load_weights', 'save_weights']
 
 # %% ../nbs/support/storage.ipynb #0685cd2c
-import json, os, re, tempfile
+import json, os, re, tempfile, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
@@ -118,10 +118,13 @@ def _read_pickle(path):
     require(_torch_is_safe(torch.__version__), 'torch', torch.__version__,
             f'at least {".".join(map(str, SAFE_TORCH))} to read a .pt file safely',
             'upgrade torch, or convert the file to .safetensors where you trust it')
-    try: return torch.load(path, weights_only=True, map_location='cpu')
-    except (MemoryError, OSError): raise
-    except Exception as e: why = str(e).split('\n')[0] or type(e).__name__
-    _not_a_checkpoint(path, why)
+    try:
+        with warnings.catch_warnings(action='ignore'):
+            return torch.load(path, weights_only=True, map_location='cpu')
+    except (MemoryError, PermissionError): raise
+    except Exception as e: wants = re.search(r'GLOBAL (\S+)', str(e)) # torch's own advice is unsafe
+    _not_a_checkpoint(path, f'not plain tensors: it wants to run {wants[1]}' if wants
+                      else 'torch cannot read it')
 
 def _read_safetensors(path):
     from safetensors import SafetensorError

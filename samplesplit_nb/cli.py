@@ -710,7 +710,7 @@ def _certify(args):
     zero = next(model.parameters()).new_zeros(1, *(shape if args.module else (d,)))
     outputs, (about, line) = model(zero).shape[1], _about(model)
     why = {True: 'yes, the KKT conditions of the margin apply', None: 'not known for a module',
-           False: 'no, for biases after the first layer; the KKT conditions need not hold, the '
+           False: 'no, biases follow the first layer; the KKT conditions need not hold, and the '
                   'ntk attack does not need them'}[about['homogeneous']]
     say(f'network: {line}\nhomogeneous: {why}')
     record = dict(command='certify', weights=str(args.weights), network=about)

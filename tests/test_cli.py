@@ -94,3 +94,269 @@ def test_a_terminal_sees_progress_with_loss_candidates_and_time_left(tmp_path):
     assert process.returncode == 0
     last = seen.decode().replace('\r', '\n').strip().split('\n')[-1]
     assert 'split: 100%' in last and '60/60' in last and '<00:00' in last and 'k=' in last and 'loss=' in last
+
+
+# one's own model: train, reconstruct, evaluate, certify. In this process where another adds nothing: importing torch costs seconds
+
+@pytest.fixture
+def cli(capsys, monkeypatch):
+    "Call the command here: (exit status, stdout, stderr)"
+    monkeypatch.delenv('SAMPLESPLIT_DATA', raising=False)
+    from samplesplit_nb.cli import main
+    def call(*words):
+        capsys.readouterr()
+        try: status = main([str(w) for w in words])
+        except SystemExit as e: status = e.code
+        return status, *capsys.readouterr()
+    return call
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "The files of a small NTK network (faces, n = 6, width 60), written by the command"
+    out = tmp_path_factory.mktemp('trained')
+    done = samplesplit('train', '--method', 'ntk', '--data', 'faces', '-n', '6', '--width', '60', '--device', 'cpu', '--out', str(out))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def attack(folder, *words): return ['reconstruct', '--weights', folder/'model.safetensors', '--init', folder/'init.safetensors', '--method', 'ntk', '--device', 'cpu', *words]
+
+
+def mistake(done, *says):
+    "Status 2 and one line on stderr that says so"
+    status, out, err = done
+    line = err.strip().splitlines()[-1]
+    assert status == 2 and line.startswith('samplesplit: ') and 'Traceback' not in err, err
+    for text in says: assert text in line, line
+    return line
+
+
+def test_help_answers_at_once():
+    code = "import sys; from samplesplit_nb.cli import main\ntry: main(['--help'])\nfinally: assert not {'torch', 'numpy', 'matplotlib'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for command in ('demo', 'train', 'reconstruct', 'evaluate', 'certify'): assert command in done.stdout
+
+
+def test_train_reconstruct_evaluate_from_files_alone(trained, tmp_path):
+    "The whole way, each command a process of its own"
+    words = attack(trained, '-k', '12', '--steps', '400', '--out', tmp_path)
+    done = samplesplit(*map(str, words))
+    assert done.returncode == 0, done.stderr
+    assert '625 -> 60 -> 60 -> 1, biases in all layers' in done.stdout and 'step 100: split' in done.stdout
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['candidates.png', 'reconstruction.json', 'reconstruction.npz']
+    done = samplesplit('evaluate', '--reconstruction', str(tmp_path/'reconstruction.npz'), '--data', 'faces', '-n', '6', '--json')
+    assert done.returncode == 0, done.stderr
+    rows = {r['name']: r for r in json.loads(done.stdout)['scores']}
+    control = rows.pop('control: reconstruction, unseen images')
+    assert set(rows) == {'reconstruction', 'baseline: mean image', 'baseline: nearest other'}
+    assert rows['reconstruction']['beat_nearest_other'] >= 5 and rows['reconstruction']['beat_both'] >= 4
+    assert rows['reconstruction']['mean_l2'] < .7*rows['baseline: nearest other']['mean_l2']
+    assert control['mean_l2'] > 1.4*rows['reconstruction']['mean_l2']  # negative control: faces that it never saw
+
+
+def test_json_is_one_object_and_repeats_itself(trained, tmp_path, cli):
+    records = []
+    for name in 'ab':
+        status, out, _ = cli(*attack(trained, '-k', '6', '--steps', '60', '--seed', '4', '--json', '--out', tmp_path/name))
+        assert status == 0
+        record = json.loads(out)
+        assert record == json.loads((tmp_path/name/'reconstruction.json').read_text())
+        record['history'].pop('seconds')
+        records.append((record, dict(np.load(tmp_path/name/'reconstruction.npz'))))
+    (a, arrays), (b, same) = records
+    assert a == b and all(np.array_equal(arrays[k], same[k]) for k in arrays)
+    assert set(arrays) == {'x', 'lam', 'origins', 'shape'} and len(arrays['x']) == a['candidates'] == len(arrays['origins'])
+    assert [s['step'] for s in a['splits']] == [15, 30, 45] and a['history']['step'][-1] == 60
+    status, out, _ = cli(*attack(trained, '-k', '6', '--steps', '60', '--no-split', '--json', '--out', tmp_path/'plain'))
+    assert json.loads(out)['splits'] == [] and json.loads(out)['candidates'] == 6
+
+
+def test_a_checkpoint_resumes_and_refuses_another_run(trained, tmp_path, cli, monkeypatch):
+    from samplesplit_nb import splitting
+    words = lambda out, *more: attack(trained, '-k', '6', '--steps', '80', '--out', out, *more)
+    assert cli(*words(tmp_path/'whole'))[0] == 0
+    def at_every_step(path): return Checkpoint(path, every_steps=1, every_seconds=None)
+    Checkpoint, save = splitting.Checkpoint, splitting.save_state
+    monkeypatch.setattr(splitting, 'Checkpoint', at_every_step)
+    def interrupted(path, state):
+        save(path, state)
+        if state['step'] == 50: raise KeyboardInterrupt
+    monkeypatch.setattr(splitting, 'save_state', interrupted)
+    status, _, err = cli(*words(tmp_path/'cut', '--checkpoint'))
+    assert status == 130 and err.strip().splitlines()[-1] == 'samplesplit: interrupted'
+    assert [p.name for p in (tmp_path/'cut').iterdir()] == ['state.safetensors']
+    monkeypatch.setattr(splitting, 'save_state', save)
+    assert cli(*words(tmp_path/'cut', '--checkpoint'))[0] == 0
+    a, b = (np.load(tmp_path/name/'reconstruction.npz') for name in ('whole', 'cut'))
+    assert all(np.array_equal(a[k], b[k]) for k in a.files)
+    mistake(cli(*words(tmp_path/'cut', '--checkpoint', '--seed', '1')), 'checkpoint=', 'start')
+
+
+def test_a_published_checkpoint_is_attacked_as_it_is(tmp_path, cli):
+    "Binary KKT, 500 MNIST-sized inputs or not: keys, nesting and the bias pattern of the published code"
+    import torch
+    from samplesplit_nb.networks import MLP
+    net = MLP([784, 30, 30, 1], bias='first', init='pytorch', dtype=torch.float64)
+    torch.save({'batch': None, 'epoch': 9, 'state_dict': net.state_dict()}, tmp_path/'weights.pth')
+    status, out, _ = cli('reconstruct', '--weights', tmp_path/'weights.pth', '--preset', 'haim-mnist-1', '-k', '8', '--steps', '40', '--json', '--device', 'cpu', '--out', tmp_path)
+    record = json.loads(out)
+    assert status == 0 and record['method'] == 'kkt' and record['network']['dtype'] == 'float64'
+    assert record['network']['widths'] == [784, 30, 30, 1] and record['network']['bias'] == 'first'
+    assert (record['settings']['lr'], record['settings']['lr_multipliers']) == (0.030524, 1e-4)
+    arrays = np.load(tmp_path/'reconstruction.npz')
+    assert sorted(arrays['labels'][:8]) == [-1]*4 + [1]*4 and arrays['x'].shape[1] == 784
+
+
+@pytest.mark.parametrize('preset', ['loo-ntk', 'buzaglo-multiclass'])
+def test_the_other_presets_run(trained, tmp_path, cli, preset):
+    from samplesplit_nb.networks import MLP
+    from samplesplit_nb.storage import save_weights
+    save_weights(tmp_path/'ten.safetensors', MLP([20, 15, 10], bias='first', init='pytorch'))
+    where = attack(trained)[1:5] if preset == 'loo-ntk' else ['--weights', tmp_path/'ten.safetensors']
+    status, out, err = cli('reconstruct', *where, '--preset', preset, '-k', '20', '--steps', '8', '--json', '--device', 'cpu', '--out', tmp_path)
+    assert status == 0 and json.loads(out)['preset'] == preset, err
+    arrays = np.load(tmp_path/'reconstruction.npz')
+    if preset != 'loo-ntk': assert sorted(arrays['labels'][:20]) == sorted([*range(10)]*2)
+
+
+MODULE = '''
+import torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = torch.nn.Conv2d(1, 4, 5, stride=5), torch.nn.Linear(100, 1)
+    def forward(self, x): return self.out(torch.relu(self.conv(x)).flatten(1))
+def small(): return Net()
+def broken(): raise RuntimeError('no such size')
+not_callable = 3
+'''
+
+
+def test_a_module_of_ones_own(tmp_path, cli, monkeypatch):
+    import torch
+    (tmp_path/'own_net_for_test.py').write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    import importlib; importlib.invalidate_caches()
+    words = ['reconstruct', '--weights', 'w.pt', '--method', 'kkt', '-k', '4', '--steps', '8', '--device', 'cpu', '--out', 'o']
+    own = ['--module', 'own_net_for_test:small']
+    torch.save(torch.nn.Linear(2, 1).state_dict(), 'w.pt')
+    mistake(cli(*words, *own, '--shape', '1', '25', '25'), '--weights=', 'conv.weight missing', '--module')
+    import own_net_for_test
+    torch.manual_seed(0)
+    torch.save(own_net_for_test.small().state_dict(), 'w.pt')
+    mistake(cli(*words), 'conv.weight (4, 1, 5, 5)', '--module pkg:factory')
+    mistake(cli(*words, *own), '--shape=None')
+    mistake(cli(*words, *own, '--shape', '1', '20', '20'), '--shape=(1, 20, 20)')
+    for name, says in (('own_net_for_test:absent', 'AttributeError'), ('own_net_for_test:broken', 'no such size'), ('own_net_for_test:not_callable', 'TypeError'), ('own_net_for_test', 'PKG:FACTORY')):
+        mistake(cli(*words, '--module', name, '--shape', '1', '25', '25'), f'--module={name}', says)
+    status, out, err = cli(*words, *own, '--shape', '1', '25', '25', '--data', 'faces', '-n', '4')
+    assert status == 0 and 'network: Net; 205 parameters' in out, err
+    status, out, _ = cli('certify', '--weights', 'w.pt', *own, '--shape', '1', '25', '25', '--json', '--device', 'cpu')
+    assert status == 0 and json.loads(out)['network']['homogeneous'] is None
+
+
+def test_what_is_wrong_with_a_file(tmp_path, cli):
+    import torch
+    words = lambda name: ['reconstruct', '--weights', tmp_path/name, '--method', 'kkt', '--device', 'cpu', '--out', tmp_path/'o']
+    (tmp_path/'text.pth').write_text('hello'); (tmp_path/'empty.pth').write_bytes(b'')
+    torch.save({'theta': torch.zeros(3)}, tmp_path/'keys.pth')
+    torch.save({'0.weight': torch.tensor([[1., torch.nan]])}, tmp_path/'nan.pth')
+    for name, says in (('absent.pth', 'not found'), ('text.pth', 'a checkpoint'), ('empty.pth', 'a checkpoint'), ('keys.pth', 'theta'), ('nan.pth', 'nan or inf in 0.weight')):
+        for first in (words(name), ['certify', *words(name)[1:3]]): mistake(cli(*first), says)
+    code = f"import os, pickle\nclass Evil:\n    def __reduce__(self): return os.system, ('touch {tmp_path}/owned',)\nopen('{tmp_path}/evil.pt', 'wb').write(pickle.dumps(Evil()))"
+    exec(code, {})
+    done = samplesplit(*map(str, words('evil.pt')))  # as a user would, to the last byte of stderr
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and not (tmp_path/'owned').exists()
+
+
+def test_what_does_not_go_together(trained, tmp_path, cli):
+    from samplesplit_nb.networks import MLP
+    from samplesplit_nb.storage import save_weights
+    save_weights(tmp_path/'other.safetensors', MLP([625, 50, 50, 1])); save_weights(tmp_path/'ten.safetensors', MLP([625, 20, 10], bias='first'))
+    save_weights(tmp_path/'short.safetensors', MLP([9, 5, 1]))
+    own, here = ['--weights', trained/'model.safetensors'], ['--device', 'cpu', '--out', tmp_path/'o']
+    for words, says in (([*own, '--method', 'ntk'], '--init FILE'), ([*own, '--method', 'ntk', '--init', tmp_path/'other.safetensors'], 'of the same shapes'),
+                        ([*own, '--method', 'ntk', '--init', 'nowhere.pt'], 'nowhere.pt not found'), ([*own, '--method', 'kkt', '--init', trained/'init.safetensors'], 'use --method ntk'),
+                        ([*own, '--method', 'multiclass'], 'use --method kkt'), (['--weights', tmp_path/'ten.safetensors', '--method', 'kkt'], 'use --method multiclass'),
+                        (['--weights', tmp_path/'short.safetensors', '--method', 'kkt', '--data', 'faces'], 'of 9 numbers an image'), ([*own, '--method', 'kkt', '--shape', '28', '28'], 'of 625 numbers'),
+                        ([*own, '--preset', 'nope'], 'name='), ([*own], '--method=None'), ([*own, '--preset', 'haim-mnist-1', '--method', 'ntk'], 'choose another preset'),
+                        ([*own, '--preset', 'buzaglo-regression-1'], 'choose another preset'), ([*own, '--method', 'kkt', '-k', '0'], '-k=0'), ([*own, '--method', 'kkt', '--chunk-size', '0'], '--chunk-size=0'),
+                        ([*own, '--method', 'kkt', '--lr', 'nan'], '--lr=nan'), ([*own, '--method', 'kkt', '--steps', '-3'], '--steps=-3'), ([*own, '--method', 'kkt', '--device', 'cuda:99'], '--device auto'),
+                        ([*own, '--method', 'kkt', '--data', 'mnist'], 'SAMPLESPLIT_DATA'), ([*own, '--method', 'kkt', '--data', 'cats'], "one of")):
+        mistake(cli('reconstruct', *words, *([] if '--device' in words else here[:2]), *here[2:]), says)
+    mistake(cli('train', '--method', 'ntk', '--data', 'faces', '--steps', '5', *here), '--steps=5')
+    mistake(cli('train', '--method', 'multiclass', '--data', 'faces', *here), 'task=')
+    mistake(cli('train', '--method', 'kkt', '--data', 'faces', '--width', '0', *here), '--width=0')
+    mistake(cli('certify', *own, '--degree', '3', '--device', 'cpu'), '--degree=3')
+    (tmp_path/'x.npz').write_text('no'); np.savez(tmp_path/'y.npz', z=np.eye(2)); np.savez(tmp_path/'z.npz', x=np.eye(2))
+    for name, says in (('w.npz', 'not found'), ('x.npz', 'an .npz file'), ('y.npz', 'an .npz file'), ('z.npz', 'of 2 numbers an image')):
+        mistake(cli('evaluate', '--reconstruction', tmp_path/name, '--data', 'faces'), says)
+
+
+def test_no_room_no_permission_no_memory(trained, tmp_path, cli, monkeypatch):
+    import torch
+    from samplesplit_nb import splitting
+    short = attack(trained, '-k', '8', '--steps', '8')
+    (tmp_path/'file').write_text('precious')
+    for out in ('file', 'file/below'): mistake(cli(*short, '--out', tmp_path/out), 'choose another')
+    if os.path.isdir('/proc'): mistake(cli(*short, '--out', '/proc/samplesplit'), '/proc/samplesplit')
+    def fails(error):
+        def call(*_, **__): raise error
+        return call
+    for error in (OSError(28, 'No space left on device'), OSError(27, 'File too large')):
+        with monkeypatch.context() as m:
+            m.setattr(os, 'replace', fails(error))
+            mistake(cli(*short, '--out', tmp_path/'o'), 'no room left', '--out')
+    assert not list((tmp_path/'o').iterdir())
+    for error in (torch.OutOfMemoryError('CUDA out of memory'), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        for chunk, says in (([], '--chunk-size 4'), (['--chunk-size', '4'], '--chunk-size 2'), (['--chunk-size', '1'], '--device cpu')):
+            with monkeypatch.context() as m:
+                m.setattr(splitting, 'reconstruct', fails(error))
+                mistake(cli(*short, *chunk, '--out', tmp_path/'o'), 'out of memory', says)
+    with monkeypatch.context() as m:  # a bug of ours is no mistake of the user's: it keeps its traceback
+        m.setattr(splitting, 'reconstruct', fails(ZeroDivisionError()))
+        with pytest.raises(ZeroDivisionError): cli(*short, '--out', tmp_path/'o')
+
+
+def test_a_full_disk_by_the_kernel(trained, tmp_path):
+    "A limit on the size of files fails the write itself, in safetensors' own code"
+    code = ("import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from samplesplit_nb.cli import main\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); sys.exit(main())")
+    pytest.importorskip('resource')
+    done = subprocess.run([sys.executable, '-c', code, 'train', '--method', 'ntk', '--data', 'faces', '-n', '4', '--width', '30', '--device', 'cpu', '--out', str(tmp_path)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and 'no room left' in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_diverged_run_keeps_what_it_had(trained, tmp_path, cli):
+    status, _, err = cli(*attack(trained, '-k', '6', '--steps', '40', '--lr', '1e30', '--out', tmp_path))
+    assert status == 3 and 'smaller --lr (now 1e+30)' in err.strip().splitlines()[-1] and 'Traceback' not in err
+    assert np.isfinite(np.load(tmp_path/'reconstruction.npz')['x']).all()
+    assert 'diverged' in json.loads((tmp_path/'reconstruction.json').read_text())['result']
+
+
+def test_chunks_give_the_same_answer(trained, tmp_path, cli):
+    found = []
+    for name, chunk in (('all', []), ('three', ['--chunk-size', '3'])):
+        assert cli(*attack(trained, '-k', '8', '--steps', '12', '--no-split', *chunk, '--out', tmp_path/name))[0] == 0
+        found.append(np.load(tmp_path/name/'reconstruction.npz')['x'])
+    np.testing.assert_allclose(*found, atol=1e-3)
+
+
+def test_kkt_from_training_to_certificate(tmp_path, cli):
+    status, out, _ = cli('train', '--method', 'kkt', '--data', 'faces', '-n', '6', '--width', '60', '--steps', '200', '--json', '--device', 'cpu', '--out', tmp_path)
+    certificate = json.loads(out)['certificate']
+    assert status == 0 and json.loads(out) == json.loads((tmp_path/'training.json').read_text())
+    own = ['--weights', tmp_path/'model.safetensors']
+    status, out, _ = cli('certify', *own, '--data', 'faces', '-n', '6', '--json', '--device', 'cpu')
+    record = json.loads(out)
+    assert status == 0 and record['network']['homogeneous'] and record['margins']['right'] == 6
+    assert abs(record['margins']['least'] - 1) < 1e-4 and abs(record['stationarity']['residual'] - certificate['stationarity']) < 1e-4
+    assert record['counting']['unknowns'] == 6*626 and record['counting']['equations'] == 625*60 + 60 + 60*60 + 60
+    status, out, _ = cli('certify', *own, '--data', 'faces', '-n', '6', '--data-seed', '1', '--json', '--device', 'cpu')
+    assert json.loads(out)['stationarity']['residual'] > 1.5*certificate['stationarity']  # negative control: other faces
+    status, out, _ = cli('reconstruct', *own, '--method', 'kkt', '-k', '12', '--steps', '20', '--device', 'cpu', '--out', tmp_path)
+    assert status == 0 and 'half' not in out and sorted(np.load(tmp_path/'reconstruction.npz')['labels'][:12]) == [-1]*6 + [1]*6

@@ -238,7 +238,6 @@ def _input_shape(args, model):
         return d, shape or PICTURES.get(d)
     _require(shape is not None, '--shape', shape, 'given with --module',
              'for example --shape 1 28 28')
-    import torch
     try: out, why = model(next(model.parameters()).new_zeros(1, *shape)), ''
     except Exception as e: out, why = None, str(e)
     _require(out is not None and out.ndim == 2, '--shape', shape,

@@ -8,8 +8,8 @@ from problems import random_problem
 from samplesplit_nb.convergence import (Majorant, activation_bounds, hessian_min_eigenvalue, hessian_product, local_smoothness, run_algorithm1, smoothness,
                                         stationarity_certificate, tangent_bounds, theorem_bound)
 from samplesplit_nb.networks import MLP, Polynomial, SmoothReLU
-from samplesplit_nb.objectives import KKTObjective, MapObjective, NTKObjective
-from samplesplit_nb.splitting import lanczos_min, min_curvature, offspring, splitting_matrix
+from samplesplit_nb.objectives import KKTObjective, NTKObjective
+from samplesplit_nb.splitting import min_curvature, offspring, splitting_matrix
 
 HUNDRED = range(120)
 

@@ -1,6 +1,5 @@
 "Checkpoints from elsewhere: read without running anything, turned into the network that they were"
-import io, os, pickle, subprocess, sys, zipfile
-from pathlib import Path
+import io, os, pickle, zipfile
 import pytest, torch
 from torch import nn
 from torch.testing import assert_close

@@ -606,7 +606,8 @@ def _save_attack(args, out, setup, found, say):
 # %% ../nbs/support/cli.ipynb #c7114442
 def _reconstruct(args):
     "`samplesplit reconstruct`"
-    from samplesplit_nb.splitting import Checkpoint, ReconstructionError, reconstruct
+    from samplesplit_nb.splitting import ReconstructionError, reconstruct
+    from samplesplit_nb.storage import Checkpoint
     out, say = _writable(args.out), _say(args)
     setup = _set_up(args)
     about, line = _about(setup.model)

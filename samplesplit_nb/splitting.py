@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['splitting_product', 'splitting_matrix', 'RitzPairs', 'lanczos_min', 'min_curvature', 'offspring', 'split_series',
            'Control', 'SplitRule', 'Split', 'split_samples', 'Every', 'SmallGradient', 'Plateau', 'Stop', 'History',
-           'Reconstruction', 'ReconstructionError', 'Tidy', 'tidy_samples', 'Checkpoint', 'reconstruct']
+           'Reconstruction', 'ReconstructionError', 'Tidy', 'tidy_samples', 'reconstruct']
 
 # %% ../nbs/02_splitting.ipynb #71aa0880
-import bisect, hashlib, math, time
+import bisect, math, time
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 import torch
@@ -19,7 +18,7 @@ from torch.func import jvp
 from .checks import require
 from .objectives import ReconstructionObjective
 from .optimisers import adam, inherit_state, optimiser_state, restore_optimiser
-from .storage import load_state, save_state
+from .storage import Checkpoint, Keeper, digest, progress_bar
 
 # %% ../nbs/02_splitting.ipynb #1098f1a4
 def splitting_product(
@@ -545,52 +544,6 @@ class _Phase1:
         self._set(x, lam)
         inherit_state(old, self.opt, parents)
 
-# %% ../nbs/02_splitting.ipynb #58623540
-@dataclass(frozen=True)
-class Checkpoint:
-    "A file from which `reconstruct` goes on after a kill; ValueError for impossible intervals"
-    path:str|Path # one safetensors file, replaced atomically
-    every_steps:int|None=None # save every so many gradient steps; None: by time only
-    every_seconds:float|None=60. # save whenever so much time has passed; None: by steps only
-    def __post_init__(self):
-        require(self.every_steps is None or _whole(self.every_steps, 1), 'every_steps',
-                self.every_steps, 'None or a whole number, at least 1', 'try 1000')
-        require(self.every_seconds is None or 0 < self.every_seconds < math.inf,
-                'every_seconds', self.every_seconds, 'None or positive and finite', 'try 60')
-        require((self.every_steps, self.every_seconds) != (None, None), 'every_steps', None,
-                'set where every_seconds is None', 'give one of the two')
-
-# %% ../nbs/02_splitting.ipynb #c585234f
-def _digest(tensors):
-    "A checksum of their numbers"
-    h = hashlib.sha256()
-    for t in tensors: h.update(t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return h.hexdigest()
-
-class _Keeper:
-    "Saves and restores the state of a run, and refuses that of another run"
-    def __init__(self, checkpoint, identity): # None: never
-        self.at, self.identity, self.saved = checkpoint, identity, time.monotonic()
-    def due(self, step):
-        if self.at is None: return False
-        return ((self.at.every_steps is not None and step % self.at.every_steps == 0)
-                or (self.at.every_seconds is not None
-                    and time.monotonic() - self.saved >= self.at.every_seconds))
-    def save(self, state):
-        if self.at is None: return
-        save_state(self.at.path, dict(identity=self.identity, **state))
-        self.saved = time.monotonic()
-    def load(self):
-        "The state saved last, or None"
-        if self.at is None or not Path(self.at.path).exists(): return None
-        state = load_state(self.at.path)
-        theirs = state.pop('identity', {})
-        differ = [name for name, value in self.identity.items() if theirs.get(name) != value]
-        require(not differ, 'checkpoint', self.at.path,
-                f'of this very run, but it was made with another {", ".join(differ)}',
-                'name another file, or delete this one to start anew')
-        return state
-
 # %% ../nbs/02_splitting.ipynb #e15fa306
 class _Run:
     "A reconstruction under way"
@@ -646,12 +599,13 @@ def _report(run):
                          (h.num_candidates, len(p.x)), (h.seconds, run.clock())):
         entries.append(new)
     run.last = replace(run.result('under way'), x=p.x.clone(), lam=p.lam.clone())
-    if run.s.bar is not None: run.s.bar(run.step, loss, len(p.x))
+    if run.s.bar is not None: run.s.bar(run.step, loss, k=len(p.x))
     stop = (run.s.callback is not None
             and run.s.callback(run.step, loss, p.x, p.lam) is True)
     run.tick = time.perf_counter()
     return stop
 
+# %% ../nbs/02_splitting.ipynb #540f2d31
 def _state(run, result=None):
     "Everything that the rest of the run depends on, and what it has recorded"
     return dict(step=run.step, since=run.since, seconds=run.clock(), result=result,
@@ -710,14 +664,14 @@ def _finish(run, sentence):
     run.evaluate() # the multipliers here, if they are eliminated
     if _tidy(run) or run.history.step[-1:] != [run.step] or (
             run.history.num_candidates[-1] != len(run.phase1.x)): _report(run)
-    run.keeper.save(_state(run, sentence))
+    run.keeper.save(lambda: _state(run, sentence))
     return run.result(sentence)
 
 def _go(run):
     "From here to the end"
     s = run.s
     while True:
-        if run.keeper.due(run.step): run.keeper.save(_state(run))
+        if run.keeper.due(run.step): run.keeper.save(lambda: _state(run))
         if run.step == s.steps:
             return _finish(run, f'finished {s.steps} steps with {len(run.phase1.x)} candidates')
         reporting, end = run.step % s.report_every == 0, None
@@ -732,19 +686,6 @@ def _go(run):
         run.phase1.step(run.objective, run.sharpness(),
                         1. if s.lr_factor is None else s.lr_factor(run.step))
         run.step += 1
-
-# %% ../nbs/02_splitting.ipynb #81620798
-def _bar(progress, steps):
-    "A tqdm bar as a function of (step, loss, k), or None"
-    if progress is False: return None
-    from tqdm.auto import tqdm
-    bar = tqdm(total=steps, desc=progress if isinstance(progress, str) else 'reconstruct',
-               unit='step')
-    def tick(step, loss, k):
-        bar.set_postfix(loss=f'{loss:.2e}', k=k, refresh=False)
-        bar.update(step - bar.n)
-        if step >= steps: bar.close()
-    return tick
 
 # %% ../nbs/02_splitting.ipynb #8897ec96
 def _check_settings(s):
@@ -765,7 +706,7 @@ def _identity(objective, x, lam, s):
     sample = lambda f: None if f is None else [f(s.steps*i//4) for i in range(5)]
     opt = s.optimizer([torch.zeros(1)])
     labels = [objective.labels] if hasattr(objective, 'labels') else []
-    return dict(start=_digest([x, lam]), target=_digest(objective.target + labels),
+    return dict(start=digest([x, lam]), target=digest(objective.target + labels),
                 optimizer=f'{type(opt).__name__} {opt.defaults}',
                 lr_factor=sample(s.lr_factor), sharpness=sample(s.sharpness),
                 **{k: repr(getattr(s, k)) for k in ('steps', 'rule', 'when', 'stop', 'tidy', 'lr',
@@ -800,9 +741,8 @@ def reconstruct(
                                   if k not in ('objective', 'x', 'lam', 'checkpoint')})
     objective.check(x, lam)
     _check_settings(settings)
-    settings.bar = _bar(progress, steps)
-    keeper = _Keeper(checkpoint, None if checkpoint is None else
-                     _identity(objective, x, lam, settings))
+    keeper = Keeper(checkpoint, lambda: _identity(objective, x, lam, settings))
     run, saved = _Run(objective, x, lam, settings, keeper), keeper.load()
     if saved is not None: _restore(run, saved)
-    return _go(run) if saved is None or saved['result'] is None else run.result(saved['result'])
+    if saved is not None and saved['result'] is not None: return run.result(saved['result'])
+    with progress_bar(progress, steps, 'reconstruct') as settings.bar: return _go(run)

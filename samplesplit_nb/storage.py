@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SAFE_TORCH', 'atomic_path', 'save_json', 'load_json', 'save_arrays', 'load_arrays', 'save_figure', 'save_state',
-           'load_state', 'load_weights', 'save_weights']
+           'load_state', 'Checkpoint', 'digest', 'Keeper', 'progress_bar', 'load_weights', 'save_weights']
 
 # %% ../nbs/support/storage.ipynb #0685cd2c
-import json, os, re, tempfile, warnings
+import hashlib, json, math, os, re, tempfile, time, warnings
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import torch
@@ -105,6 +106,85 @@ def load_state(
     require(text is not None, 'path', f'<{path}: {why}>', 'a file written by save_state',
             'move it away, or name another file')
     return _unpack(json.loads(text), tensors)
+
+# %% ../nbs/support/storage.ipynb #5955e4c6
+@dataclass(frozen=True)
+class Checkpoint:
+    "A file from which a run goes on after a kill; ValueError for impossible intervals"
+    path:str|Path # one safetensors file, replaced atomically
+    every_steps:int|None=None # save every so many steps; None: by time only
+    every_seconds:float|None=60. # save whenever so much time has passed; None: by steps only
+    def __post_init__(self):
+        require(self.every_steps is None
+                or (type(self.every_steps) is int and self.every_steps >= 1), 'every_steps',
+                self.every_steps, 'None or a whole number, at least 1', 'try 1000')
+        require(self.every_seconds is None or 0 < self.every_seconds < math.inf,
+                'every_seconds', self.every_seconds, 'None or positive and finite', 'try 60')
+        require((self.every_steps, self.every_seconds) != (None, None), 'every_steps', None,
+                'set where every_seconds is None', 'give one of the two')
+
+# %% ../nbs/support/storage.ipynb #5c14e480
+def digest(
+    tensors:list # of tensors of any shapes, on any device
+)->str: # hexadecimal
+    "A checksum of their numbers, bit by bit"
+    h = hashlib.sha256()
+    for t in tensors:
+        # a number alone has no bytes to view
+        h.update(t.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()
+
+# %% ../nbs/support/storage.ipynb #38dbb9f0
+class Keeper:
+    "Saves and restores the state of a run, and refuses that of another run; does nothing without a checkpoint"
+    def __init__(self,
+        checkpoint:Checkpoint|None,
+        identity): # () -> dict of plain values: what must agree for two runs to be the same
+        self.at, self.saved = checkpoint, time.monotonic()
+        self.identity = None if checkpoint is None else identity()
+
+    def due(self, step:int)->bool:
+        "Is it time to save before this step?"
+        if self.at is None: return False
+        return ((self.at.every_steps is not None and step % self.at.every_steps == 0)
+                or (self.at.every_seconds is not None
+                    and time.monotonic() - self.saved >= self.at.every_seconds))
+
+    def save(self, state)->None: # state: () -> dict, as for `save_state`
+        "Replace the file"
+        if self.at is None: return
+        save_state(self.at.path, dict(identity=self.identity, **state()))
+        self.saved = time.monotonic()
+
+    def load(self)->dict|None:
+        "The state saved last, None without one; ValueError if it is another run's"
+        if self.at is None or not Path(self.at.path).exists(): return None
+        state = load_state(self.at.path)
+        theirs = state.pop('identity', {})
+        differ = [name for name, value in self.identity.items() if theirs.get(name) != value]
+        require(not differ, 'checkpoint', self.at.path,
+                f'of this very run, but it was made with another {", ".join(differ)}',
+                'name another file, or delete this one to start anew')
+        return state
+
+# %% ../nbs/support/storage.ipynb #4f4fdfd9
+@contextmanager
+def progress_bar(
+    progress:bool|str, # False for none; a string names it
+    total:int, # steps
+    name:str # where `progress` gives none
+): # a function of (step, loss, and what else is to be shown), or None
+    "A tqdm bar, closed when the block ends well; a failure leaves it for the command line to wipe away"
+    if progress is False:
+        yield None
+        return
+    from tqdm.auto import tqdm
+    bar = tqdm(total=total, desc=progress if isinstance(progress, str) else name, unit='step')
+    def tick(step, loss, **more):
+        bar.set_postfix(loss=f'{loss:.2e}', **more, refresh=False)
+        bar.update(step - bar.n)
+    yield tick
+    bar.close()
 
 # %% ../nbs/support/storage.ipynb #e9b8983a
 SAFE_TORCH = (2, 10) # the first version whose restricted reader has no known hole

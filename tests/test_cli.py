@@ -174,20 +174,20 @@ def test_json_is_one_object_and_repeats_itself(trained, tmp_path, cli):
 
 
 def test_a_checkpoint_resumes_and_refuses_another_run(trained, tmp_path, cli, monkeypatch):
-    from samplesplit_nb import splitting
+    from samplesplit_nb import storage
     words = lambda out, *more: attack(trained, '-k', '6', '--steps', '80', '--out', out, *more)
     assert cli(*words(tmp_path/'whole'))[0] == 0
     def at_every_step(path): return Checkpoint(path, every_steps=1, every_seconds=None)
-    Checkpoint, save = splitting.Checkpoint, splitting.save_state
-    monkeypatch.setattr(splitting, 'Checkpoint', at_every_step)
+    Checkpoint, save = storage.Checkpoint, storage.save_state
+    monkeypatch.setattr(storage, 'Checkpoint', at_every_step)
     def interrupted(path, state):
         save(path, state)
         if state['step'] == 50: raise KeyboardInterrupt
-    monkeypatch.setattr(splitting, 'save_state', interrupted)
+    monkeypatch.setattr(storage, 'save_state', interrupted)
     status, _, err = cli(*words(tmp_path/'cut', '--checkpoint'))
     assert status == 130 and err.strip().splitlines()[-1] == 'samplesplit: interrupted'
     assert [p.name for p in (tmp_path/'cut').iterdir()] == ['state.safetensors']
-    monkeypatch.setattr(splitting, 'save_state', save)
+    monkeypatch.setattr(storage, 'save_state', save)
     assert cli(*words(tmp_path/'cut', '--checkpoint'))[0] == 0
     a, b = (np.load(tmp_path/name/'reconstruction.npz') for name in ('whole', 'cut'))
     assert all(np.array_equal(a[k], b[k]) for k in a.files)

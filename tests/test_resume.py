@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest, torch
 from problems import random_problem
 from samplesplit_nb.optimisers import LazyAdam
-from samplesplit_nb.splitting import Checkpoint, Every, SplitRule, reconstruct
-from samplesplit_nb.storage import load_state
+from samplesplit_nb.splitting import Every, SplitRule, reconstruct
+from samplesplit_nb.storage import Checkpoint, load_state
 
 # argv: checkpoint file, result file, optimiser, attack. Prints its step at every report, so that the parent can choose its moment
 SCRIPT = '''
@@ -19,7 +19,7 @@ from samplesplit_nb.networks import MLP
 from samplesplit_nb.objectives import KKTObjective
 from samplesplit_nb.optimisers import adam, geometric, warm_restarts
 from samplesplit_nb.splitting import *
-from samplesplit_nb.storage import save_state
+from samplesplit_nb.storage import Checkpoint, save_state
 path, out, optimiser, attack = sys.argv[1:]
 torch.set_num_threads(1)
 objective, x, lam = random_problem((8, 40, 40, 1), k=6, seed=3)

@@ -298,7 +298,8 @@ def split_samples(
     "One splitting event of Algorithm 1; ValueError for bad shapes or non-finite numbers"
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     objective.check(x, lam)
-    residual, before = objective.residual(x, lam), objective.loss(x, lam).item()
+    residual = objective.residual(x, lam)
+    before = sum(r.square().sum() for r in residual).item()
     values, vectors, errors = min_curvature(objective, x, lam, rule.num_matvecs, generator,
                                             residual=residual)
     chosen, below = _choose(objective, values, rule, event, most, generator)
@@ -552,7 +553,7 @@ class _Run:
         self.objective, s = objective, settings
         self.phase1 = _Phase1(x, lam, s.optimizer, s.lr, s.lr_multipliers, s.compiled)
         self.origins = torch.arange(len(x), device=x.device)
-        self.history, self.splits, self.step, self.since = History(), [], 0, 0
+        self.history, self.splits, self.step = History(), [], 0
         self.generator = torch.Generator().manual_seed(s.seed)
         self.seconds, self.tick = 0., time.perf_counter()
         self.last = None # the `Reconstruction` at the last report
@@ -565,6 +566,8 @@ class _Run:
         now = time.perf_counter()
         self.seconds, self.tick = self.seconds + now - self.tick, now
         return self.seconds
+
+    def since(self): return self.splits[-1].step if self.splits else 0 # the last event
 
     def sharpness(self): return None if self.s.sharpness is None else self.s.sharpness(self.step)
 
@@ -608,7 +611,7 @@ def _report(run):
 # %% ../nbs/02_splitting.ipynb #540f2d31
 def _state(run, result=None):
     "Everything that the rest of the run depends on, and what it has recorded"
-    return dict(step=run.step, since=run.since, seconds=run.clock(), result=result,
+    return dict(step=run.step, seconds=run.clock(), result=result,
                 x=run.phase1.x, lam=run.phase1.lam, origins=run.origins,
                 optimiser=optimiser_state(run.phase1.opt),
                 generator=run.generator.get_state(), history=vars(run.history),
@@ -617,7 +620,7 @@ def _state(run, result=None):
 def _restore(run, state):
     "The inverse of `state`"
     here = lambda v: v.to(run.phase1.x.device) if torch.is_tensor(v) else v
-    run.step, run.since, run.seconds = (state[k] for k in ('step', 'since', 'seconds'))
+    run.step, run.seconds = state['step'], state['seconds']
     run.origins = here(state['origins'])
     run.phase1._set(here(state['x']), here(state['lam']))
     restore_optimiser(run.phase1.opt, state['optimiser'])
@@ -644,7 +647,6 @@ def _event(run):
     x, lam, split = split_samples(run.here(), run.phase1.x, run.phase1.lam, s.rule,
                                   run.generator, run.step, len(run.splits), room)
     run.splits.append(split)
-    run.since = run.step
     if len(split.chosen): run.take(x, lam, split.parents)
     if s.stop.eps_H is not None and split.values.min().item() > -s.stop.eps_H:
         return f'stable: every lambda_min(S(x_i)) > -{s.stop.eps_H:g}'
@@ -680,7 +682,7 @@ def _go(run):
             elif s.stop.seconds is not None and run.seconds >= s.stop.seconds:
                 end = f'the budget of {s.stop.seconds:g} seconds is spent'
         asked = s.rule is not None and (reporting or not s.when.at_reports)
-        if end is None and asked and s.when.due(run.step, run.since, run.history):
+        if end is None and asked and s.when.due(run.step, run.since(), run.history):
             end = _event(run)
         if end is not None: return _finish(run, f'{end} after {run.step} steps')
         run.phase1.step(run.objective, run.sharpness(),

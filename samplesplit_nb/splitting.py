@@ -245,6 +245,7 @@ class Split:
     loss_before:float # L, without the penalty
     loss_after:float # L with the children
     result:str # a sentence
+    seconds:float=0. # wall-clock time of the event in `reconstruct`: tidying, Lanczos, line search
 
 def _choose(objective, values, rule, event, most, generator):
     "Indices of the candidates to split, most negative curvature first, and how many lie below the threshold"
@@ -618,7 +619,7 @@ def _state(run, result=None):
                 splits=[vars(s) for s in run.splits])
 
 def _restore(run, state):
-    "The inverse of `state`"
+    "The inverse of `_state`"
     here = lambda v: v.to(run.phase1.x.device) if torch.is_tensor(v) else v
     run.step, run.seconds = state['step'], state['seconds']
     run.origins = here(state['origins'])
@@ -643,9 +644,11 @@ def _event(run):
     if room == 0: return ('the budget of events or candidates is spent'
                           if s.when.means_converged else None)
     run.evaluate()
+    began = time.perf_counter()
     _tidy(run)
     x, lam, split = split_samples(run.here(), run.phase1.x, run.phase1.lam, s.rule,
                                   run.generator, run.step, len(run.splits), room)
+    split.seconds = time.perf_counter() - began
     run.splits.append(split)
     if len(split.chosen): run.take(x, lam, split.parents)
     if s.stop.eps_H is not None and split.values.min().item() > -s.stop.eps_H:

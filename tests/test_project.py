@@ -50,7 +50,8 @@ def test_layers_call_downwards_only():
     "Who may import whom: the picture in CONTRIBUTING.md"
     below = {'checks': [], 'identifiability': ['checks'], 'networks': ['checks'], 'objectives': ['checks', 'networks'], 'optimisers': ['checks'], 'convergence': ['checks', 'networks', 'objectives', 'splitting'], 'splitting': ['checks', 'objectives', 'optimisers', 'storage'], 'training': ['checks', 'networks', 'objectives'],
              'data': ['checks'], 'metrics': ['checks'], 'storage': ['checks'], 'figures': ['checks'],
-             'experiments': ['checks', 'data', 'figures', 'metrics', 'networks', 'objectives', 'optimisers', 'splitting', 'storage', 'training'], 'cli': ['checks', 'data', 'experiments', 'figures', 'identifiability', 'metrics', 'networks', 'objectives', 'optimisers', 'splitting', 'storage', 'training']}
+             'runs': ['checks', 'data', 'metrics', 'networks', 'objectives', 'optimisers', 'splitting', 'storage', 'training'],
+             'experiments': ['checks', 'figures', 'metrics', 'runs', 'storage'], 'cli': ['checks', 'data', 'experiments', 'runs', 'figures', 'identifiability', 'metrics', 'networks', 'objectives', 'optimisers', 'splitting', 'storage', 'training']}
     found = set()
     for path in (ROOT/'samplesplit_nb').glob('*.py'):
         if path.stem.startswith('_'): continue

@@ -141,11 +141,11 @@ def fingerprint(
     return sha256(json.dumps({name: own[name] for name in names}).encode()).hexdigest()[:16]
 
 # %% ../nbs/support/runs.ipynb #8003ea4a
-_OURS_KKT = dict(training='margin', steps=1000, optimizer='torch-adam', warmup=1, lam_min=0., box_weight=1.)
+_OURS_KKT = dict(training='margin', training_steps=500, steps=800, optimizer='torch-adam', warmup=1,
+                 start_scale=.1, lam_min=0., box_weight=1.)
 OURS = {'ntk': dict(method='ntk'),
-        'kkt': dict(method='kkt', training_steps=500, start_scale=.1, sharpness=(30., 300.), **_OURS_KKT),
-        'multiclass': dict(method='multiclass', training_steps=1000, start_scale=.1,
-                           sharpness=(10., 100.), **_OURS_KKT)}
+        'kkt': dict(method='kkt', sharpness=(30., 300.), **_OURS_KKT),
+        'multiclass': dict(method='multiclass', sharpness=(10., 100.), **_OURS_KKT)}
 
 def published(
     name:str # see `objectives.preset`
@@ -519,7 +519,10 @@ class MissingResult(FileNotFoundError):
 def _usable(e, path, names):
     "(the saved record if it is of this experiment, the runs it lacks, what is wrong)"
     if not path.exists(): return None, names, 'is missing'
-    saved = load_json(path)
+    try: saved = load_json(path)
+    except ValueError: saved = None
+    if not isinstance(saved, dict) or not {'config', 'fingerprint', 'runs'} <= set(saved):
+        return None, names, 'is no record'
     if saved['fingerprint'] != fingerprint(e):
         other = [k for k, v in config(e).items() if saved['config'].get(k) != v and k != 'device']
         return None, names, f'was made with another {", ".join(other)}'
@@ -542,7 +545,7 @@ def load_or_run(
         saved, lacks, wrong = None, names, wrong if lacks else 'has no images beside it'
     if not lacks: return saved
     if not run_missing: raise MissingResult(
-        f'{path} {wrong}: make it by `samplesplit experiment` or with run_missing=True')
+        f'{path} {wrong}: make it by `samplesplit figure` or `samplesplit experiment`, or with run_missing=True')
     result = run(e, lacks, saved, cache, progress)
     if images: save_arrays(path.with_suffix('.npz'), **shown_images(result.problem, result.runs))
     save_json(path, result.record) # the last thing to happen: a file is a whole record

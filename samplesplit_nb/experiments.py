@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from scipy.stats import spearmanr
 from .checks import require
 from .figures import COLORS, grid_size, image_grid, mark_splits, plot_curve, plot_pairs
 from .metrics import Score, paired, paired_over_seeds, top_samples
@@ -56,7 +55,7 @@ def grid_figure(
         lines.append((label, images[which][samples]/255, scores))
     return image_grid(lines, f'{title}{name} below ({caption(record)})', columns, fig)
 
-# %% ../nbs/04_experiments.ipynb #479a9028
+# %% ../nbs/04_experiments.ipynb #3ca38663
 def curves(
     axs, # two axes: the objective, the mean score
     records:list, # the same experiment over seeds; the first is drawn bold
@@ -66,9 +65,10 @@ def curves(
     for i, record in enumerate(records):
         for which, label in WORDS.items():
             r = record['runs'][which]
-            plot_curve(axs[0], r['curve']['step'], r['curve']['loss'], which, label, log=True, faint=i > 0)
-            means = [np.mean(v) for v in r['evaluations']['scores']]
-            plot_curve(axs[1], r['evaluations']['step'], means, which, label, faint=i > 0)
+            curve, seen = r['curve'], r['evaluations']
+            plot_curve(axs[0], curve['step'], curve['loss'], which, label, True, faint=i > 0)
+            means = [np.mean(v) for v in seen['scores']]
+            plot_curve(axs[1], seen['step'], means, which, label, faint=i > 0)
     events = [s['step'] for s in records[0]['runs']['split']['splits'] if s['split']]
     for ax in axs: mark_splits(ax, events)
     axs[1].axhline(np.mean(records[0]['baselines'][name]['nearest_other']), color=COLORS['baseline'],
@@ -104,7 +104,7 @@ def save_result(
     return [out/name for name in ('reconstructions.png', 'loss.png', 'metrics.json',
                                   'reconstruction.npz')]
 
-# %% ../nbs/04_experiments.ipynb #ed619aa9
+# %% ../nbs/04_experiments.ipynb #ddf37647
 SCALES = ('smoke', 'small', 'paper')
 
 @dataclass(frozen=True)
@@ -142,16 +142,17 @@ class Study:
         "Arrays of the first seed, see `shown_images`"
         return load_arrays(self.path(label, self.seeds[0], root).with_suffix('.npz'))
 
-# %% ../nbs/04_experiments.ipynb #e04318ab
+# %% ../nbs/04_experiments.ipynb #c74aa6ee
 FACES = dict(smoke=dict(n=6, k=4, width=30, steps=40, splits=1, evaluations=4), small={})
 
 def _controls(scale):
     "Every control, on faces"
     base = Experiment(**FACES[scale])
     return Study('controls', scale, {'half': base, 'few': replace(base, max_fraction=.15)},
-                 seeds=tuple(range(5 if scale == 'small' else 1)), runs=('plain', 'split', *CONTROLS), draw=True)
+                 seeds=tuple(range(5 if scale == 'small' else 1)),
+                 runs=('plain', 'split', *CONTROLS), draw=True)
 
-# %% ../nbs/04_experiments.ipynb #7bc68934
+# %% ../nbs/04_experiments.ipynb #82528c1b
 def _unknown_n(scale):
     "k from n/2 to 4n, on faces"
     base = Experiment(**FACES[scale] | (dict(steps=2000) if scale == 'small' else {}))
@@ -159,7 +160,7 @@ def _unknown_n(scale):
     return Study('unknown-n', scale, {f'k{k}': replace(base, k=k) for k in ks},
                  seeds=tuple(range(3 if scale == 'small' else 1)), draw=True)
 
-def interval_text(mean, low, high, digits=2): return f'{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]'
+def interval_text(mean, low, high): return f'{mean:.2f} [{low:.2f}, {high:.2f}]'
 
 def improvement(
     records:list, # of one experiment over seeds
@@ -171,17 +172,18 @@ def improvement(
     runs = [tuple(r['runs'][which]['scores'][score] for which in (before, after)) for r in records]
     return paired_over_seeds(runs, SCORES[score]) if len(runs) > 1 else paired(*runs[0], SCORES[score])
 
-# %% ../nbs/04_experiments.ipynb #df91ee0b
+# %% ../nbs/04_experiments.ipynb #73111932
 def _sensitivity(scale):
     "Threshold, period and largest step, one at a time, on faces"
     base = Experiment(**FACES[scale] | (dict(steps=2000) if scale == 'small' else {}))
     other = {f'threshold{v:g}': dict(threshold=v) for v in (-1e-4, -1e-2)}
     other |= {f'splits{v}': dict(splits=v) for v in ((1, 7) if scale == 'small' else (2,))}
     other |= {f'eta{v:g}': dict(eta_max=v) for v in (.01, .03, .3)}
-    return Study('sensitivity', scale, {'base': base} | {name: replace(base, **kw) for name, kw in other.items()},
+    cases = {'base': base} | {name: replace(base, **kw) for name, kw in other.items()}
+    return Study('sensitivity', scale, cases,
                  seeds=tuple(range(3 if scale == 'small' else 1)), draw=True)
 
-# %% ../nbs/04_experiments.ipynb #395c56cd
+# %% ../nbs/04_experiments.ipynb #5e2a8390
 def _ntk(scale, data, ratio): # k = ratio n
     "The attack of Loo et al. 2024"
     if scale == 'smoke': return Experiment(**FACES[scale] | dict(k=max(round(6*ratio), 1)))
@@ -191,7 +193,7 @@ def _ntk(scale, data, ratio): # k = ratio n
     return Experiment(data=data, n=100, k=round(100*ratio), width=1000, evaluations=80,
                       **published('loo-ntk'))
 
-# %% ../nbs/04_experiments.ipynb #253891c9
+# %% ../nbs/04_experiments.ipynb #3c1096a3
 _START = {'mnist': {}, 'cifar10': dict(start_scale=.03)}
 _PRESETS = {('kkt', 'mnist'): 'haim-mnist-1', ('kkt', 'cifar10'): 'haim-cifar-1'}
 
@@ -207,7 +209,7 @@ def _kkt(scale, method, data, n, ratio=2): # n at paper scale, 500 or 100; k = r
 _multiclass = lambda scale, *args: _kkt(scale, 'multiclass', *args)
 _binary = lambda scale, *args: _kkt(scale, 'kkt', *args)
 
-# %% ../nbs/04_experiments.ipynb #4a4439f0
+# %% ../nbs/04_experiments.ipynb #ab04a470
 SEEDS = dict(smoke=(0,), small=(0, 1, 2), paper=(0, 1, 2))
 
 def _figure_experiments(scale):
@@ -218,7 +220,8 @@ def _figure_experiments(scale):
         'figure03': {f'mnist-{r}n': _binary(scale, 'mnist', 500, r) for r in (1, 3)},
         'figure05': {'mnist': _binary(scale, 'mnist', 500), 'cifar10': _binary(scale, 'cifar10', 500),
                      'cifar10-few': _binary(scale, 'cifar10', 100)},
-        'figure08': {'mnist': _multiclass(scale, 'mnist', 500), 'cifar10-few': _multiclass(scale, 'cifar10', 100)},
+        'figure08': {'mnist': _multiclass(scale, 'mnist', 500),
+                     'cifar10-few': _multiclass(scale, 'cifar10', 100)},
         'figure09': {'cifar10': _multiclass(scale, 'cifar10', 500)},
         'figure11': {f'{d}-{r}n': _ntk(scale, d, r) for d in both for r in ratios}}
 
@@ -236,7 +239,7 @@ def get_study(
     if name in OWN_STUDIES: return OWN_STUDIES[name](scale)
     return Study(name, scale, _figure_experiments(scale)[name], SEEDS[scale], images=True)
 
-# %% ../nbs/04_experiments.ipynb #bb8f9d9a
+# %% ../nbs/04_experiments.ipynb #76bf8c22
 @dataclass(frozen=True)
 class PaperFigure:
     "A figure of the paper"
@@ -253,7 +256,8 @@ _MANY = ('figure08/cifar10-few', 'figure08/mnist')
 FIGURES = {f.number: f for f in (
     PaperFigure(1, 'grid', ('figure01/cifar10', 'figure01/mnist'), 'NTK attack, k = 2n'),
     PaperFigure(2, 'pairs', ('figure01/cifar10', 'figure01/mnist'), 'NTK attack, k = 2n'),
-    PaperFigure(3, 'curves', ('figure03/mnist-1n', 'figure05/mnist', 'figure03/mnist-3n'), 'Binary KKT attack'),
+    PaperFigure(3, 'curves', ('figure03/mnist-1n', 'figure05/mnist', 'figure03/mnist-3n'),
+                'Binary KKT attack'),
     PaperFigure(4, 'paths', ('figure09/cifar10', 'figure08/mnist'), 'Multiclass KKT attack'),
     PaperFigure(5, 'pairs', _BINARY, 'Binary KKT attack'),
     PaperFigure(6, 'paths', ('figure05/mnist',), 'Binary KKT attack'),
@@ -263,10 +267,12 @@ FIGURES = {f.number: f for f in (
     PaperFigure(10, 'grid', _MANY, 'Multiclass KKT attack', 15),
     PaperFigure(11, 'curves', _all('mnist') + _all('cifar10'), 'NTK attack'),
     PaperFigure(12, 'pairs', ('figure11/mnist-0.6n', 'figure11/cifar10-0.6n'), 'NTK attack, k = 0.6n'),
-    PaperFigure(13, 'grid', ('figure11/cifar10-0.6n', 'figure11/mnist-0.6n'), 'NTK attack, k = 0.6n', 30),
-    PaperFigure(14, 'paths', ('figure11/cifar10-0.6n', 'figure11/mnist-0.6n', 'figure01/cifar10', 'figure01/mnist'), 'NTK attack'))}
+    PaperFigure(13, 'grid', ('figure11/cifar10-0.6n', 'figure11/mnist-0.6n'),
+                'NTK attack, k = 0.6n', 30),
+    PaperFigure(14, 'paths', ('figure11/cifar10-0.6n', 'figure11/mnist-0.6n', 'figure01/cifar10',
+                              'figure01/mnist'), 'NTK attack'))}
 
-# %% ../nbs/04_experiments.ipynb #dcf0a679
+# %% ../nbs/04_experiments.ipynb #a06b5405
 THRESHOLDS = {'L2': 3., 'SSIM': .4}
 
 def _panel_title(record):
@@ -282,7 +288,7 @@ def top_by_rule(
     images:dict, # see `shown_images`
     count:int
 )->tuple: # (places in `images`, how many pass the threshold in all)
-    "The best samples of those that pass the threshold in either run, most improved first; the ten best if none does"
+    "The best samples that pass the threshold in either run, most improved first; the ten best if none does"
     name = score_name(record)
     pair, n = tuple(_scores(record, w) for w in WORDS), record['config']['n']
     passing = len(top_samples(*pair, SCORES[name], THRESHOLDS[name], n))
@@ -301,12 +307,13 @@ def _draw_grid(figure, found):
     for part, (records, images), (places, passing) in zip(parts, found, tops):
         gain = SCORES[score_name(records[0])].improvement(*(_scores(records[0], w) for w in WORDS))
         improved = int((gain[images['samples'][places]] > 0).sum())
-        title = (f"{_panel_title(records[0])}: {improved} of the {len(places)} shown improve; {passing} of "
-                 f"{len(gain)} pass {score_name(records[0])} {THRESHOLDS[score_name(records[0])]:g}. ")
+        name = score_name(records[0])
+        title = (f"{_panel_title(records[0])}: {improved} of the {len(places)} shown improve; "
+                 f"{passing} of {len(gain)} pass {name} {THRESHOLDS[name]:g}. ")
         grid_figure(records[0], images, title, places, 15, part)
     return fig
 
-# %% ../nbs/04_experiments.ipynb #901e55cd
+# %% ../nbs/04_experiments.ipynb #212d6429
 def _draw_pairs(figure, found):
     fig = Figure(figsize=(4*len(found), 4.3), layout='constrained')
     for ax, (records, _) in zip(fig.subplots(1, len(found), squeeze=False)[0], found):
@@ -350,7 +357,7 @@ def _draw_paths(figure, found):
     axs[0, 0].legend(fontsize=7)
     return fig
 
-# %% ../nbs/04_experiments.ipynb #3140b0d6
+# %% ../nbs/04_experiments.ipynb #f471f5e6
 _DRAW = dict(grid=_draw_grid, pairs=_draw_pairs, curves=_draw_curves, paths=_draw_paths)
 
 def paper_figure(
@@ -368,13 +375,14 @@ def paper_figure(
         found.append((study.records(label, root, **options), study.kept_images(label, root)))
     fig, first = _DRAW[figure.kind](figure, found), found[0][0]
     seeds = SEEDS[scale][:1] if figure.kind in ('grid', 'paths') else SEEDS[scale]
-    fig.suptitle(f"Figure {number} at scale {scale}. {figure.title}, {first[0]['runs']['plain']['steps']} "
-                 f"steps, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-                 f"{' (the first one bold)' if figure.kind == 'curves' and len(seeds) > 1 else ''}, "
-                 f"{first[0]['environment']['device']}", fontsize=10)
+    many = 's' if len(seeds) > 1 else ''
+    bold = ' (the first one bold)' if figure.kind == 'curves' and many else ''
+    fig.suptitle(f"Figure {number} at scale {scale}. {figure.title}, "
+                 f"{first[0]['runs']['plain']['steps']} steps, seed{many} "
+                 f"{', '.join(map(str, seeds))}{bold}, {first[0]['environment']['device']}", fontsize=10)
     return fig
 
-# %% ../nbs/04_experiments.ipynb #86c2bc2c
+# %% ../nbs/04_experiments.ipynb #35760e27
 def _gain(record):
     "(n,) improvement of each sample by splitting"
     name = score_name(record)
@@ -400,6 +408,7 @@ def gain(record):
 
 def gain_follows_quality(record):
     "Rank correlation of a sample's improvement with how good it was without splitting"
+    from scipy.stats import spearmanr
     name = score_name(record)
     good = SCORES[name].improvement(0., _scores(record, 'plain'))
     return torch.tensor([spearmanr(good, _gain(record)).statistic], dtype=torch.float64)
@@ -412,7 +421,7 @@ def degrades(record):
     return torch.tensor([-score.improvement(best, means[-1])/abs(best)], dtype=torch.float64)
 
 def turns(record):
-    "1 for each sample that gets worse without splitting and better with it, after the first event; else 0"
+    "1 for each sample that after the first event gets worse without and better with splitting"
     score, events = SCORES[score_name(record)], record['runs']['split']['splits']
     at = [s['step'] for s in events if s['split']]
     if not at: return torch.zeros(record['config']['n'], dtype=torch.float64)
@@ -427,7 +436,7 @@ def rises(record):
     loss = np.array(record['runs']['plain']['curve']['loss'])
     return torch.tensor([(np.diff(loss) > 0).mean()], dtype=torch.float64)
 
-# %% ../nbs/04_experiments.ipynb #d3f77518
+# %% ../nbs/04_experiments.ipynb #832313a8
 @dataclass(frozen=True)
 class Claim:
     "One sentence of the paper about a figure, and how we measure it"
@@ -449,7 +458,7 @@ CLAIMS = (
     Claim(3, 'without splitting the metric improves, then degrades', '', degrades, .01,
           'share of its best value that the mean score loses by the end'),
     Claim(3, 'splitting improves the metric, for every k', '', gain, 0., 'mean gain'),
-    Claim(4, 'after the split the score rises with, and falls without splitting', 'one sample', turns, .5,
+    Claim(4, 'after the split the score rises with, falls without it', 'one sample', turns, .5,
           'share of the samples that do'),
     Claim(5, 'most samples improve or stay', '', not_worse, .5, 'share that lose no more than 5 %'),
     Claim(6, 'splitting renews progress', 'some samples', improve, .5, _OF_ALL),
@@ -462,8 +471,10 @@ CLAIMS = (
     Claim(13, 'k = 0.6 n: most of the top 30 improve', '', _share(30), .5, _SHOWN),
     Claim(14, 'improvements are robust over k', '', improve, .5, _OF_ALL))
 
-# %% ../nbs/04_experiments.ipynb #f025a032
-def over_seeds(values:list)->tuple: # (mean, low, high) from (m,) tensors, one per seed; None where nothing is left
+# %% ../nbs/04_experiments.ipynb #6af97c29
+def over_seeds(
+    values:list # of (m,) tensors, one per seed; m may be 0
+)->tuple: # (mean, low, high); None where nothing is left
     "Mean over seeds with a 95 % bootstrap interval, seeds drawn first; for one seed over its samples"
     values = [v for v in values if len(v)]
     if not values: return None
@@ -506,13 +517,15 @@ def _finding(claim, panel, scale, root):
 
 def findings_table(rows:list)->str: # Markdown
     "The findings as a table"
-    lines = ['| figure | the paper | its number | ours: what | experiment | ours [95 %], seeds | reproduced |',
+    lines = ['| figure | the paper | its number | ours: what | experiment | ours [95 %], seeds '
+             '| reproduced |',
              '|---|---|---|---|---|---|---|']
     for r in rows:
         if 'seeds' not in r: ours, experiment, state = '', r['panel'], 'not run'
         else:
             ours = '' if r['ours'] is None else f"{interval_text(*r['ours'])}, {r['seeds']}"
             experiment, state = r['experiment'], r['reproduced']
-        lines.append(f"| {r['figure']} | {r['claim']} | {r['paper']} | {r['what']}, above {r['beyond']:g}? "
-                     f"| {experiment} | {ours} | {state} |")
+        what = f"{r['what']}, above {r['beyond']:g}?"
+        lines.append(f"| {r['figure']} | {r['claim']} | {r['paper']} | {what} | {experiment} "
+                     f"| {ours} | {state} |")
     return '\n'.join(lines)

@@ -47,7 +47,7 @@ class Experiment:
     # the network and its training
     method:str='ntk' # the attack it is for: 'ntk', 'kkt' or 'multiclass'
     width:int=500 # neurons in each of the two hidden layers
-    training:str='exact' # 'exact' (linearised, for ntk), 'margin' (`train_kkt`) or 'descent' (`train_gd`)
+    training:str='exact' # 'exact' (linearised, ntk), 'margin' (`train_kkt`) or 'descent' (`train_gd`)
     training_steps:int=0 # at most; 'exact' takes none
     training_lr:float=0.02 # of 'margin' and 'descent'
     # the attack
@@ -56,11 +56,11 @@ class Experiment:
     optimizer:str='adam' # 'adam' (second moments of short memory), 'torch-adam', 'lazy-adam' or 'sgd'
     lr:float=0.02 # of the candidates (Loo et al. 2024)
     lr_multipliers:float|None=None # of the multipliers; None: they are eliminated
-    cycles:int|None=None # of the learning rate, each a cosine; None: one per block between splits; 0: constant rate
+    cycles:int|None=None # of the learning rate, each a cosine; None: one per block; 0: constant rate
     warmup:int=50 # steps of linear warm-up in each cycle
     start_scale:float=0.2 # standard deviation of the starting candidates, pixel units (Loo et al. 2024)
     start_multipliers:tuple=(0., 0.) # they start uniform on this interval
-    sharpness:tuple|str=(50., 200.) # of the softened ReLU, first and last step; 'loo': the published schedule
+    sharpness:tuple|str=(50., 200.) # of the softened ReLU, first and last; 'loo': as published
     tangent:str='init' # ntk: f at theta_0 ('init'), theta ('final') or 'both'
     box:str='pixels' # values are kept in 'pixels' (-mean to 1 - mean), 'unit' (-1 to 1) or 'none'
     box_weight:float|None=None # of that penalty; None: the published 0.1 (ntk) or d
@@ -149,7 +149,7 @@ OURS = {'ntk': dict(method='ntk'),
 
 def published(
     name:str # see `objectives.preset`
-)->dict: # settings of `Experiment`; ValueError for an unknown name, or an attack that is none of its methods
+)->dict: # settings of `Experiment`; ValueError for an unknown name, or another kind of attack
     "The published settings of an attack, and of splitting (paper, C.1)"
     p = preset(name)
     require(p.attack in CHOICES['method'], 'preset', repr(name), f"for one of {CHOICES['method']}; "
@@ -176,7 +176,7 @@ class Trained:
 def _outputs(e): return 1 if e.method != 'multiclass' else 2 if e.data == 'faces' else 10
 
 def _init(e, d):
-    "theta_0: LeCun for ntk; a first layer of 1e-4 for published descent to the margin (Haim et al. 2022)"
+    "theta_0: LeCun; a first layer of 1e-4 for published descent to the margin (Haim et al. 2022)"
     start = 1e-4 if e.training == 'descent' and e.method != 'ntk' else 'lecun'
     return MLP([d, e.width, e.width, _outputs(e)], bias='all' if e.method == 'ntk' else 'first',
                seed=e.seed, init=start,
@@ -202,7 +202,8 @@ def _fit(e, data, device, checkpoint, progress):
             steps=fit.steps))
     loss = {'ntk': 'mse', 'kkt': 'logistic', 'multiclass': 'cross-entropy'}[e.method]
     fit = train_gd(init, data.X, y, loss=loss, lr=e.training_lr, steps=e.training_steps,
-                   momentum=.9*(e.method == 'ntk'), stop_loss=1e-10 if e.method == 'ntk' else None, **more)
+                   momentum=.9*(e.method == 'ntk'), stop_loss=1e-10 if e.method == 'ntk' else None,
+                   **more)
     return Trained(fit.model, init, dict(loss=fit.loss, stationarity=fit.stationarity, steps=fit.steps))
 
 def train(
@@ -264,7 +265,7 @@ class Problem:
         return scores_for(self.data)
 
     def objective(self, k:int): # a `ReconstructionObjective`
-        "All that the attacker gets; for kkt and multiclass, k candidates with labels evenly over the classes"
+        "All that the attacker gets; for kkt and multiclass, labels evenly over the classes"
         return make_objective(self.experiment, self.trained.model, self.trained.init, k,
                               self.data.box)
 
@@ -289,7 +290,8 @@ def make_objective(
     options = dict(sharpness=sharpness, shape=shape, chunk_size=chunk_size,
                    box={'pixels': pixels, 'unit': (-1., 1.), 'none': None}[e.box],
                    box_weight=.1 if e.box_weight is None and e.method == 'ntk' else e.box_weight)
-    if e.method == 'ntk': return NTKObjective(model, copy.deepcopy(init).to(dtype), tangent=e.tangent, **options)
+    if e.method == 'ntk':
+        return NTKObjective(model, copy.deepcopy(init).to(dtype), tangent=e.tangent, **options)
     options |= dict(lam_min=e.lam_min, scale=1/k if e.share else 1.)
     each = torch.arange(k, device=next(model.parameters()).device)
     if e.method == 'kkt': return KKTObjective(model, each % 2*2. - 1, **options)
@@ -481,10 +483,10 @@ def run(
     e:Experiment,
     names:tuple=('plain', 'split'), # of the runs, in order; controls come after these two
     known:dict=None, # a record of the same experiment, to add to
-    cache:Path=None, # folder for trained networks and for the state of runs under way; None: nothing is kept
+    cache:Path=None, # folder for networks and the state of runs under way; None: nothing is kept
     progress:bool=False # progress bars
 )->Result:
-    "Train, forget, and reconstruct: without and with splitting from the same start and with equal steps, and the controls asked for"
+    "Train, forget, and reconstruct: from the same start and with equal steps, without and with splitting; controls"
     problem, runs = prepare(e, cache, progress), {}
     done = dict((known or {}).get('runs', {}))
     folder = None if cache is None else Path(cache)/f'runs-{fingerprint(e)}'
@@ -545,7 +547,8 @@ def load_or_run(
         saved, lacks, wrong = None, names, wrong if lacks else 'has no images beside it'
     if not lacks: return saved
     if not run_missing: raise MissingResult(
-        f'{path} {wrong}: make it by `samplesplit figure` or `samplesplit experiment`, or with run_missing=True')
+        f'{path} {wrong}: make it by `samplesplit figure` or `samplesplit experiment`, '
+        'or with run_missing=True')
     result = run(e, lacks, saved, cache, progress)
     if images: save_arrays(path.with_suffix('.npz'), **shown_images(result.problem, result.runs))
     save_json(path, result.record) # the last thing to happen: a file is a whole record
@@ -576,7 +579,8 @@ def rows(
         out.append(dict(
             method=name, k_start=r['k_start'], k_end=r['k_end'], steps=r['steps'],
             seconds=r['timing']['seconds'], loss=r['curve']['loss'][-1],
-            **summarize(as_tensor(r['scores'][score]), base['nearest_other'], reference, SCORES[score])))
+            **summarize(as_tensor(r['scores'][score]), base['nearest_other'], reference,
+                        SCORES[score])))
     for name, scores in base.items():
         row = dict(method=f"baseline: {name.replace('_', ' ')}",
                    **summarize(scores, base['nearest_other'], score=SCORES[score]))

@@ -107,6 +107,29 @@ def _newton(loss, theta, steps):
         theta, g = moved, g_moved
     return theta
 
+# %% ../nbs/support/training.ipynb #fa6544d6
+def _check_labels(model, X, y, one_output=False):
+    "X and y in the parameters' dtype, device and shape of labels"
+    p = next(model.parameters())
+    require(X.ndim == 2 and len(X) >= 1, 'X.shape', tuple(X.shape), '(n, d) with n >= 1',
+            'flatten each image to one row')
+    require(y.shape == (len(X),), 'y.shape', tuple(y.shape), f'({len(X)},)',
+            'one label per sample')
+    require_finite('X', X); require_finite('y', y)
+    with torch.no_grad(): shape = tuple(model(X.to(p)).shape)
+    outputs = '1' if one_output else 'outputs'
+    require(len(shape) == 2 and shape[0] == len(X) and (shape[1] == 1 or not one_output),
+            'model(X).shape', shape, f'({len(X)}, {outputs})',
+            f'use a network with outputs (n, {outputs})')
+    if shape[1] == 1:
+        require(bool((y.abs() == 1).all()), 'y', sorted(set(y.tolist()))[:5], '-1 or +1',
+                'use 2*y - 1 for labels 0 / 1, a network with one output per class for classes')
+        return X.to(p), y.to(p)
+    ok = not y.is_floating_point() and y.min() >= 0 and y.max() < shape[1]
+    require(ok, 'y', f'<{y.dtype}, {y.min().item()} to {y.max().item()}>',
+            f'whole numbers 0 to {shape[1]-1}', 'use y.long()')
+    return X.to(p), y.to(p.device, torch.int64)
+
 # %% ../nbs/support/training.ipynb #a1d86e3c
 @dataclass(frozen=True)
 class WeightDecayTraining:
@@ -127,10 +150,9 @@ def train_weight_decay(
     polish:int=30 # Newton steps, at most; 0 for none, which any number of parameters allows
 )->WeightDecayTraining: # ValueError for bad input, or if all weights shrink to zero
     "Train to a stationary point of the logistic loss with weight decay: theta = sum_i b_i grad Phi(x_i) to rounding (Buzaglo et al. 2024)"
-    _check_weight_decay(init, X, y, decay, max_iter, polish)
+    X, y = _check_weight_decay(init, X, y, decay, max_iter, polish)
     model = copy.deepcopy(init)
     start = _flat(model)
-    X, y = X.to(start), y.to(start)
     loss = _flat_loss(model, X, y, decay)
     residual = lambda theta: (grad(loss)(theta).norm()/(decay*theta.norm())).item()
     rough, iterations = _lbfgs(loss, start, max_iter)
@@ -145,26 +167,19 @@ def train_weight_decay(
                                residual(theta), residual(rough), iterations)
 
 def _check_weight_decay(init, X, y, decay, max_iter, polish):
+    "X and y as the network wants them"
     params = list(init.parameters())
     require(all(p.dtype == torch.float64 for p in params), 'init',
             f'<{sorted({str(p.dtype) for p in params})}>', 'in torch.float64',
             'use init.double()')
-    require(X.ndim == 2 and len(X) >= 1, 'X.shape', tuple(X.shape), '(n, d) with n >= 1',
-            'flatten each image to one row')
-    require_finite('X', X); require_finite('y', y)
-    require(y.shape == (len(X),), 'y.shape', tuple(y.shape), f'({len(X)},)',
-            'one label per sample')
-    require(bool((y.abs() == 1).all()), 'y', sorted(set(y.tolist()))[:5], '-1 or +1',
-            'use 2*y - 1 for labels 0 / 1')
-    with torch.no_grad(): shape = tuple(init(X.to(params[0])).shape)
-    require(shape == (len(X), 1), 'init(X).shape', shape, f'({len(X)}, 1)',
-            'a network with one output')
+    X, y = _check_labels(init, X, y, one_output=True)
     require(0 < decay < math.inf, 'decay', decay, 'positive and finite', '1e-3 is a start')
     require(max_iter >= 1, 'max_iter', max_iter, 'at least 1', '20,000 is plenty')
     require(polish >= 0, 'polish', polish, 'at least 0', '0 for no Newton steps')
     P = sum(p.numel() for p in params)
     require(polish == 0 or P <= 3000, 'init', f'<{P} parameters>',
             'at most 3000 parameters for a dense Hessian', 'use polish=0 or fewer neurons')
+    return X, y
 
 def _check_trained(theta, start, decay):
     require_finite('theta', theta, 'start from smaller weights')
@@ -197,26 +212,6 @@ def _margin_gram(model, X, y, memory=5e8):
     return tangent.gram(tangent.features(X, _margin_cotangent(tangent.logits(X), y)))
 
 # %% ../nbs/support/training.ipynb #0d82bf17
-def _check_labels(model, X, y):
-    "X and y in the parameters' dtype, device and shape of labels"
-    p = next(model.parameters())
-    require(X.ndim == 2 and len(X) >= 1, 'X.shape', tuple(X.shape), '(n, d) with n >= 1',
-            'flatten each image to one row')
-    require(y.shape == (len(X),), 'y.shape', tuple(y.shape), f'({len(X)},)',
-            'one label per sample')
-    require_finite('X', X); require_finite('y', y)
-    with torch.no_grad(): shape = tuple(model(X.to(p)).shape)
-    require(len(shape) == 2 and shape[0] == len(X), 'model(X).shape', shape,
-            f'({len(X)}, outputs)', 'use a network with outputs (n, outputs)')
-    if shape[1] == 1:
-        require(bool((y.abs() == 1).all()), 'y', sorted(set(y.tolist()))[:5], '-1 or +1',
-                'use a network with one output per class for classes')
-        return X.to(p), y.to(p)
-    ok = not y.is_floating_point() and y.min() >= 0 and y.max() < shape[1]
-    require(ok, 'y', f'<{y.dtype}, {y.min().item()} to {y.max().item()}>',
-            f'whole numbers 0 to {shape[1]-1}', 'use y.long()')
-    return X.to(p), y.to(p.device, torch.int64)
-
 def _best_multipliers(G, c, square):
     "argmin over lam >= 0 of square - 2 lam . c + lam . G lam, as (root of the minimum relative to square, lam)"
     w, V = torch.linalg.eigh(G)

@@ -41,7 +41,7 @@ def caption(
 def grid_figure(
     record:dict,
     images:dict, # see `shown_images`
-    title:str='',
+    title:str=None, # None: what it is, and the `caption`
     samples:np.ndarray=None, # (c,) places in `images`, in the order to be shown; None: all of them
     columns:int=10,
     fig=None # figure or sub-figure to draw on; None: a new one
@@ -53,9 +53,10 @@ def grid_figure(
     for which, label in (('plain', 'without'), ('split', 'with splitting')):
         scores = np.array(record['runs'][which]['scores'][name])[who]
         lines.append((label, images[which][samples]/255, scores))
-    return image_grid(lines, f'{title}{name} below ({caption(record)})', columns, fig)
+    if title is None: title = f'Best first, {name} below ({caption(record)})'
+    return image_grid(lines, title, columns, fig)
 
-# %% ../nbs/04_experiments.ipynb #3ca38663
+# %% ../nbs/04_experiments.ipynb #bc60fd29
 def curves(
     axs, # two axes: the objective, the mean score
     records:list, # the same experiment over seeds; the first is drawn bold
@@ -99,12 +100,12 @@ def save_result(
                 shape=np.array(data.shape),
                 **{f'{part}_{name}': getattr(result.runs[name].reconstruction, part).cpu()
                    for name in WORDS for part in ('x', 'lam')})
-    save_figure(out/'reconstructions.png', grid_figure(result.record, images, 'Best first. ', best))
+    save_figure(out/'reconstructions.png', grid_figure(result.record, images, samples=best))
     save_figure(out/'loss.png', loss_figure(result.record))
     return [out/name for name in ('reconstructions.png', 'loss.png', 'metrics.json',
                                   'reconstruction.npz')]
 
-# %% ../nbs/04_experiments.ipynb #ddf37647
+# %% ../nbs/04_experiments.ipynb #87ad7a6e
 SCALES = ('smoke', 'small', 'paper')
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Study:
         "Arrays of the first seed, see `shown_images`"
         return load_arrays(self.path(label, self.seeds[0], root).with_suffix('.npz'))
 
-# %% ../nbs/04_experiments.ipynb #c74aa6ee
+# %% ../nbs/04_experiments.ipynb #f17bb442
 FACES = dict(smoke=dict(n=6, k=4, width=30, steps=40, splits=1, evaluations=4), small={})
 
 def _controls(scale):
@@ -152,7 +153,7 @@ def _controls(scale):
                  seeds=tuple(range(5 if scale == 'small' else 1)),
                  runs=('plain', 'split', *CONTROLS), draw=True)
 
-# %% ../nbs/04_experiments.ipynb #82528c1b
+# %% ../nbs/04_experiments.ipynb #4c570e8f
 def _unknown_n(scale):
     "k from n/2 to 4n, on faces"
     base = Experiment(**FACES[scale] | (dict(steps=2000) if scale == 'small' else {}))
@@ -172,7 +173,7 @@ def improvement(
     runs = [tuple(r['runs'][which]['scores'][score] for which in (before, after)) for r in records]
     return paired_over_seeds(runs, SCORES[score]) if len(runs) > 1 else paired(*runs[0], SCORES[score])
 
-# %% ../nbs/04_experiments.ipynb #73111932
+# %% ../nbs/04_experiments.ipynb #174b8ab6
 def _sensitivity(scale):
     "Threshold, period and largest step, one at a time, on faces"
     base = Experiment(**FACES[scale] | (dict(steps=2000) if scale == 'small' else {}))
@@ -183,7 +184,7 @@ def _sensitivity(scale):
     return Study('sensitivity', scale, cases,
                  seeds=tuple(range(3 if scale == 'small' else 1)), draw=True)
 
-# %% ../nbs/04_experiments.ipynb #5e2a8390
+# %% ../nbs/04_experiments.ipynb #9dd35dec
 def _ntk(scale, data, ratio): # k = ratio n
     "The attack of Loo et al. 2024"
     if scale == 'smoke': return Experiment(**FACES[scale] | dict(k=max(round(6*ratio), 1)))
@@ -193,7 +194,7 @@ def _ntk(scale, data, ratio): # k = ratio n
     return Experiment(data=data, n=100, k=round(100*ratio), width=1000, evaluations=80,
                       **published('loo-ntk'))
 
-# %% ../nbs/04_experiments.ipynb #3c1096a3
+# %% ../nbs/04_experiments.ipynb #8660d60b
 _START = {'mnist': {}, 'cifar10': dict(start_scale=.03)}
 _PRESETS = {('kkt', 'mnist'): 'haim-mnist-1', ('kkt', 'cifar10'): 'haim-cifar-1'}
 
@@ -209,7 +210,7 @@ def _kkt(scale, method, data, n, ratio=2): # n at paper scale, 500 or 100; k = r
 _multiclass = lambda scale, *args: _kkt(scale, 'multiclass', *args)
 _binary = lambda scale, *args: _kkt(scale, 'kkt', *args)
 
-# %% ../nbs/04_experiments.ipynb #ab04a470
+# %% ../nbs/04_experiments.ipynb #93e03df7
 SEEDS = dict(smoke=(0,), small=(0, 1, 2), paper=(0, 1, 2))
 
 def _figure_experiments(scale):
@@ -239,7 +240,7 @@ def get_study(
     if name in OWN_STUDIES: return OWN_STUDIES[name](scale)
     return Study(name, scale, _figure_experiments(scale)[name], SEEDS[scale], images=True)
 
-# %% ../nbs/04_experiments.ipynb #76bf8c22
+# %% ../nbs/04_experiments.ipynb #0c902ef7
 @dataclass(frozen=True)
 class PaperFigure:
     "A figure of the paper"
@@ -272,7 +273,7 @@ FIGURES = {f.number: f for f in (
     PaperFigure(14, 'paths', ('figure11/cifar10-0.6n', 'figure11/mnist-0.6n', 'figure01/cifar10',
                               'figure01/mnist'), 'NTK attack'))}
 
-# %% ../nbs/04_experiments.ipynb #a06b5405
+# %% ../nbs/04_experiments.ipynb #67a111f8
 THRESHOLDS = {'L2': 3., 'SSIM': .4}
 
 def _panel_title(record):
@@ -302,18 +303,18 @@ def _draw_grid(figure, found):
     tops = [top_by_rule(records[0], images, figure.count) for records, images in found]
     sizes = [grid_size(3, len(places), 15) for places, _ in tops]
     heights = [height + .2 for _, height in sizes]
-    fig = Figure(figsize=(.72*max(width for width, _ in sizes), .72*sum(heights)), layout='constrained')
+    fig = Figure(figsize=(max(8, *(.72*width for width, _ in sizes)), .72*sum(heights)), layout='constrained')
     parts = np.atleast_1d(fig.subfigures(len(found), 1, height_ratios=heights))
     for part, (records, images), (places, passing) in zip(parts, found, tops):
         gain = SCORES[score_name(records[0])].improvement(*(_scores(records[0], w) for w in WORDS))
         improved = int((gain[images['samples'][places]] > 0).sum())
         name = score_name(records[0])
         title = (f"{_panel_title(records[0])}: {improved} of the {len(places)} shown improve; "
-                 f"{passing} of {len(gain)} pass {name} {THRESHOLDS[name]:g}. ")
+                 f"{passing} of {len(gain)} pass {name} {THRESHOLDS[name]:g} in either run")
         grid_figure(records[0], images, title, places, 15, part)
     return fig
 
-# %% ../nbs/04_experiments.ipynb #212d6429
+# %% ../nbs/04_experiments.ipynb #2d904284
 def _draw_pairs(figure, found):
     fig = Figure(figsize=(4*len(found), 4.3), layout='constrained')
     for ax, (records, _) in zip(fig.subplots(1, len(found), squeeze=False)[0], found):
@@ -357,7 +358,7 @@ def _draw_paths(figure, found):
     axs[0, 0].legend(fontsize=7)
     return fig
 
-# %% ../nbs/04_experiments.ipynb #f471f5e6
+# %% ../nbs/04_experiments.ipynb #92926c46
 _DRAW = dict(grid=_draw_grid, pairs=_draw_pairs, curves=_draw_curves, paths=_draw_paths)
 
 def paper_figure(
@@ -382,7 +383,7 @@ def paper_figure(
                  f"{', '.join(map(str, seeds))}{bold}, {first[0]['environment']['device']}", fontsize=10)
     return fig
 
-# %% ../nbs/04_experiments.ipynb #35760e27
+# %% ../nbs/04_experiments.ipynb #eb4c8ea4
 def _gain(record):
     "(n,) improvement of each sample by splitting"
     name = score_name(record)
@@ -436,7 +437,7 @@ def rises(record):
     loss = np.array(record['runs']['plain']['curve']['loss'])
     return torch.tensor([(np.diff(loss) > 0).mean()], dtype=torch.float64)
 
-# %% ../nbs/04_experiments.ipynb #832313a8
+# %% ../nbs/04_experiments.ipynb #abf19aef
 @dataclass(frozen=True)
 class Claim:
     "One sentence of the paper about a figure, and how we measure it"
@@ -471,7 +472,7 @@ CLAIMS = (
     Claim(13, 'k = 0.6 n: most of the top 30 improve', '', _share(30), .5, _SHOWN),
     Claim(14, 'improvements are robust over k', '', improve, .5, _OF_ALL))
 
-# %% ../nbs/04_experiments.ipynb #6af97c29
+# %% ../nbs/04_experiments.ipynb #c4d235b5
 def over_seeds(
     values:list # of (m,) tensors, one per seed; m may be 0
 )->tuple: # (mean, low, high); None where nothing is left

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'CHOICES', 'TRAINING', 'OURS', 'CONTROLS', 'SCORES', 'Experiment', 'config', 'fingerprint', 'published',
-           'Trained', 'train', 'unseen_images', 'scores_for', 'Problem', 'make_objective', 'draw_start',
-           'reconstruct_options', 'prepare', 'Evaluations', 'Run', 'attack', 'run_record', 'environment', 'Result',
-           'run', 'shown_images', 'MissingResult', 'load_or_run', 'score_name', 'rows', 'format_table']
+           'Trained', 'train', 'load_collection', 'unseen_images', 'scores_for', 'Problem', 'make_objective',
+           'draw_start', 'reconstruct_options', 'prepare', 'Evaluations', 'Run', 'attack', 'run_record', 'environment',
+           'Result', 'run', 'shown_images', 'MissingResult', 'load_or_run', 'score_name', 'rows', 'format_table']
 
 # %% ../nbs/support/runs.ipynb #ae6bdbb5
 import copy, json, platform
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from .checks import pick_device, require
-from .data import ImageData, load_data
+from .data import SOURCES, ImageData, load_data, load_images
 from .metrics import L2, SSIM, Score, baselines, summarize, top_samples
 from .networks import MLP
 from .objectives import KKTObjective, MulticlassKKTObjective, NTKObjective, preset
@@ -26,7 +26,7 @@ from .optimisers import LazyAdam, adam, geometric, loo_sharpness, warm_restarts
 from .splitting import (
     Control, Every, Reconstruction, SplitRule, Stop, reconstruct)
 from .storage import (
-    Checkpoint, load_arrays, load_json, load_state, save_arrays, save_json, save_state)
+    Checkpoint, digest, load_arrays, load_json, load_state, save_arrays, save_json, save_state)
 from .training import train_gd, train_kkt, train_ntk
 
 # %% ../nbs/support/runs.ipynb #807e5528
@@ -41,7 +41,7 @@ CHOICES = dict(method=('ntk', 'kkt', 'multiclass'), training=('exact', 'margin',
 class Experiment:
     "Every setting of one experiment; ValueError for impossible ones"
     # the images
-    data:str='faces' # faces, mnist or cifar10, see `load_data`
+    data:str='faces' # faces, mnist, cifar10, or the path of one's own images: see `load_collection`
     n:int=20 # training images
     data_seed:int|None=None # draws them; None: the first of each class in file order, as the papers
     # the network and its training
@@ -173,12 +173,14 @@ class Trained:
     init:MLP # theta_0
     certificate:dict # plain numbers
 
-def _outputs(e): return 1 if e.method != 'multiclass' else 2 if e.data == 'faces' else 10
+def _outputs(e, data): # of the network
+    if e.method != 'multiclass': return 1
+    return 2 if data.y.is_floating_point() else int(data.y.max()) + 1
 
-def _init(e, d):
+def _init(e, data):
     "theta_0: LeCun; a first layer of 1e-4 for published descent to the margin (Haim et al. 2022)"
     start = 1e-4 if e.training == 'descent' and e.method != 'ntk' else 'lecun'
-    return MLP([d, e.width, e.width, _outputs(e)], bias='all' if e.method == 'ntk' else 'first',
+    return MLP([data.X.shape[1], e.width, e.width, _outputs(e, data)], bias='all' if e.method == 'ntk' else 'first',
                seed=e.seed, init=start,
                dtype=torch.float64 if e.training == 'descent' else torch.float32)
 
@@ -189,7 +191,7 @@ def _labels(e, data):
 # %% ../nbs/support/runs.ipynb #781e7123
 def _fit(e, data, device, checkpoint, progress):
     "`Trained` by the way that the experiment names"
-    init, y = _init(e, data.X.shape[1]).to(device), _labels(e, data)
+    init, y = _init(e, data).to(device), _labels(e, data)
     if e.training == 'exact':
         fit = train_ntk(init, data.X, y)
         return Trained(fit.model, init, dict(error=fit.error, condition=fit.condition))
@@ -216,25 +218,40 @@ def train(
     "The network that the experiment attacks, from the cache if it was trained before"
     if cache is None: return _fit(e, data, device, None, progress)
     path = Path(cache)/f'training-{fingerprint(e, TRAINING)}.safetensors'
-    if path.exists():
-        kept = load_state(path)
-        model, init = (_init(e, data.X.shape[1]) for _ in range(2))
+    mark = digest([data.X, data.y]) # a folder of images may have changed since
+    kept = load_state(path) if path.exists() else {}
+    if kept.get('data') == mark:
+        model, init = (_init(e, data) for _ in range(2))
         model.load_state_dict(kept['model'])
         return Trained(model.requires_grad_(False).to(device), init.to(device), kept['certificate'])
     state = path.with_name(f'{path.stem}-state.safetensors')
     fit = _fit(e, data, device, Checkpoint(state), progress)
-    save_state(path, dict(model=fit.model.state_dict(), certificate=fit.certificate))
+    save_state(path, dict(data=mark, model=fit.model.state_dict(), certificate=fit.certificate))
     state.unlink(missing_ok=True)
     return fit
 
 # %% ../nbs/support/runs.ipynb #37d6d2d6
+def load_collection(
+    name:str, # faces, mnist or cifar10; else the path of a folder of images, or of an .npz file
+    n:int,
+    seed:int|None=None, # draws them; None: the first of each class
+    task:str='binary' # of mnist and cifar10: 'binary' or 'multiclass'
+)->ImageData: # ValueError or FileNotFoundError, see `load_data` and `load_images`
+    "n images by name or path, balanced between the classes"
+    if name in SOURCES:
+        return load_data(name, n, seed=seed, task='binary' if name == 'faces' else task)
+    require(Path(name).exists(), 'data', repr(name), f'one of {sorted(SOURCES)}, or a path',
+            'check the spelling')
+    return load_images(name, n, seed=seed)
+
 def unseen_images(
-    data:ImageData, # n images from `load_data`
+    name:str, # where `data` comes from, see `load_collection`
+    data:ImageData, # n images of it
     data_seed:int|None=None # with which they were drawn
 )->ImageData|None: # None where the collection has too few
     "Other images of the same collection, about n of them"
     task = 'binary' if data.y.is_floating_point() else 'multiclass'
-    try: more = load_data(data.name, 2*len(data.X), seed=data_seed, task=task)
+    try: more = load_collection(name, 2*len(data.X), data_seed, task)
     except ValueError: return None
     seen = {row.numpy().tobytes() for row in data.X}
     rest = [i for i, row in enumerate(more.X) if row.numpy().tobytes() not in seen]
@@ -257,7 +274,7 @@ class Problem:
     @cached_property
     def unseen(self)->ImageData|None:
         "As many images that were not trained on"
-        return unseen_images(self.data, self.experiment.data_seed)
+        return unseen_images(self.experiment.data, self.data, self.experiment.data_seed)
 
     @cached_property
     def scores(self)->dict:
@@ -338,7 +355,9 @@ def prepare(
 )->Problem:
     "Load the images and train, or find the network in the cache"
     device, task = pick_device(e.device), 'multiclass' if e.method == 'multiclass' else 'binary'
-    data = load_data(e.data, e.n, seed=e.data_seed, task='binary' if e.data == 'faces' else task)
+    data = load_collection(e.data, e.n, e.data_seed, task)
+    require(e.method == 'multiclass' or data.y.is_floating_point(), 'method', repr(e.method),
+            f"'multiclass' for the classes of {e.data}", 'use two classes, or method multiclass')
     return Problem(e, data, train(e, data, device, cache, progress), device)
 
 # %% ../nbs/support/runs.ipynb #490feb11
@@ -466,8 +485,9 @@ def environment(device:torch.device)->dict:
     "What ran this: versions and device"
     from samplesplit_nb import __version__
     import skimage
+    threads = torch.get_num_threads()
     name = (torch.cuda.get_device_name(device) if device.type == 'cuda'
-            else f'{platform.machine()} CPU, {torch.get_num_threads()} threads')
+            else f'{platform.machine()} CPU, {threads} thread{"s"*(threads > 1)}')
     return dict(samplesplit_nb=__version__, python=platform.python_version(),
                 torch=torch.__version__, numpy=np.__version__,
                 scikit_image=skimage.__version__, device=name)

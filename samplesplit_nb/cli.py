@@ -171,19 +171,20 @@ def demo(
     args # the parsed options of `samplesplit demo`
 )->None:
     "Run the demonstration, print its table and save everything"
-    from samplesplit_nb.experiments import Experiment, format_table, run, save_result
-    e = Experiment(**{name: getattr(args, name) for name in
-                      ('n', 'k', 'width', 'steps', 'splits', 'seed', 'device')})
+    from samplesplit_nb.experiments import save_result
+    from samplesplit_nb.runs import CONTROLS, Experiment, format_table, run
+    e = Experiment(data_seed=args.seed, **{name: getattr(args, name) for name in (
+        'n', 'k', 'width', 'steps', 'splits', 'seed', 'device')})
     out = _writable(args.out)
     print(f'Training a network on {e.n} images, then reconstructing them from its weights, '
           f'starting from k = {e.k} candidates.', flush=True)
-    result = run(e, with_controls=args.controls, progress=True)
-    print('\n' + format_table(result.rows(), e.n) + '\n')
-    plain, split = (r.scores for r in result.runs[:2])
+    result = run(e, ('plain', 'split', *(CONTROLS if args.controls else ())), progress=True)
+    print('\n' + format_table(result.record) + '\n')
+    plain, split = (result.runs[name].scores['L2'] for name in ('plain', 'split'))
     print(f'Splitting changes the mean L2 distance from {plain.mean():.2f} to '
           f'{split.mean():.2f} ({split.mean()/plain.mean() - 1:+.0%}); '
           f'{int((split < plain).sum())} of {e.n} images come out better.')
-    for s in result.runs[1].reconstruction.splits: print(f'  step {s.step}: {s.result}')
+    for s in result.record['runs']['split']['splits']: print(f"  step {s['step']}: {s['result']}")
     for path in save_result(result, out): print(f'wrote {path}')
 
 # %% ../nbs/support/cli.ipynb #bf5321b4

@@ -30,11 +30,10 @@ def test_demo_writes_everything_and_repeats_itself(tmp_path):
         results.append((json.loads((tmp_path/name/'metrics.json').read_text()), dict(np.load(tmp_path/name/'reconstruction.npz'))))
     (a, arrays), (b, same) = results
     for r in (a, b):
-        for row in r['table']: row.pop('seconds', None)
-        for run in r['runs'].values(): run['curve'].pop('seconds')
+        for run in r['runs'].values(): run.pop('timing')
     assert a == b
     for key in arrays: assert np.array_equal(arrays[key], same[key]), key
-    assert a['config']['seed'] == 3 and a['environment']['torch'] and len(a['runs']['split']['splits']) == 2
+    assert a['config']['seed'] == a['config']['data_seed'] == 3 and a['environment']['torch'] and len(a['runs']['split']['splits']) == 2
     assert arrays['x_plain'].shape == (2, 625) and arrays['X'].shape == (4, 625) and len(arrays['x_split']) == len(arrays['lam_split']) >= 2
 
 

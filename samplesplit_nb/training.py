@@ -17,6 +17,8 @@ from torch.func import functional_call, grad, hessian, jvp
 from .checks import require, require_finite
 from .networks import MLP, SmoothReLU
 from .objectives import ModuleTangent, gram, tangent_features, tangent_inner, weighted_sum
+from .optimisers import optimiser_state, restore_optimiser
+from .storage import Checkpoint, Keeper, digest, progress_bar
 
 # %% ../nbs/support/training.ipynb #82a57b76
 @dataclass
@@ -105,6 +107,29 @@ def _newton(loss, theta, steps):
         theta, g = moved, g_moved
     return theta
 
+# %% ../nbs/support/training.ipynb #fa6544d6
+def _check_labels(model, X, y, one_output=False):
+    "X and y in the parameters' dtype, device and shape of labels"
+    p = next(model.parameters())
+    require(X.ndim == 2 and len(X) >= 1, 'X.shape', tuple(X.shape), '(n, d) with n >= 1',
+            'flatten each image to one row')
+    require(y.shape == (len(X),), 'y.shape', tuple(y.shape), f'({len(X)},)',
+            'one label per sample')
+    require_finite('X', X); require_finite('y', y)
+    with torch.no_grad(): shape = tuple(model(X.to(p)).shape)
+    outputs = '1' if one_output else 'outputs'
+    require(len(shape) == 2 and shape[0] == len(X) and (shape[1] == 1 or not one_output),
+            'model(X).shape', shape, f'({len(X)}, {outputs})',
+            f'use a network with outputs (n, {outputs})')
+    if shape[1] == 1:
+        require(bool((y.abs() == 1).all()), 'y', sorted(set(y.tolist()))[:5], '-1 or +1',
+                'use 2*y - 1 for labels 0 / 1, a network with one output per class for classes')
+        return X.to(p), y.to(p)
+    ok = not y.is_floating_point() and y.min() >= 0 and y.max() < shape[1]
+    require(ok, 'y', f'<{y.dtype}, {y.min().item()} to {y.max().item()}>',
+            f'whole numbers 0 to {shape[1]-1}', 'use y.long()')
+    return X.to(p), y.to(p.device, torch.int64)
+
 # %% ../nbs/support/training.ipynb #a1d86e3c
 @dataclass(frozen=True)
 class WeightDecayTraining:
@@ -125,10 +150,9 @@ def train_weight_decay(
     polish:int=30 # Newton steps, at most; 0 for none, which any number of parameters allows
 )->WeightDecayTraining: # ValueError for bad input, or if all weights shrink to zero
     "Train to a stationary point of the logistic loss with weight decay: theta = sum_i b_i grad Phi(x_i) to rounding (Buzaglo et al. 2024)"
-    _check_weight_decay(init, X, y, decay, max_iter, polish)
+    X, y = _check_weight_decay(init, X, y, decay, max_iter, polish)
     model = copy.deepcopy(init)
     start = _flat(model)
-    X, y = X.to(start), y.to(start)
     loss = _flat_loss(model, X, y, decay)
     residual = lambda theta: (grad(loss)(theta).norm()/(decay*theta.norm())).item()
     rough, iterations = _lbfgs(loss, start, max_iter)
@@ -143,26 +167,19 @@ def train_weight_decay(
                                residual(theta), residual(rough), iterations)
 
 def _check_weight_decay(init, X, y, decay, max_iter, polish):
+    "X and y as the network wants them"
     params = list(init.parameters())
     require(all(p.dtype == torch.float64 for p in params), 'init',
             f'<{sorted({str(p.dtype) for p in params})}>', 'in torch.float64',
             'use init.double()')
-    require(X.ndim == 2 and len(X) >= 1, 'X.shape', tuple(X.shape), '(n, d) with n >= 1',
-            'flatten each image to one row')
-    require_finite('X', X); require_finite('y', y)
-    require(y.shape == (len(X),), 'y.shape', tuple(y.shape), f'({len(X)},)',
-            'one label per sample')
-    require(bool((y.abs() == 1).all()), 'y', sorted(set(y.tolist()))[:5], '-1 or +1',
-            'use 2*y - 1 for labels 0 / 1')
-    with torch.no_grad(): shape = tuple(init(X.to(params[0])).shape)
-    require(shape == (len(X), 1), 'init(X).shape', shape, f'({len(X)}, 1)',
-            'a network with one output')
+    X, y = _check_labels(init, X, y, one_output=True)
     require(0 < decay < math.inf, 'decay', decay, 'positive and finite', '1e-3 is a start')
     require(max_iter >= 1, 'max_iter', max_iter, 'at least 1', '20,000 is plenty')
     require(polish >= 0, 'polish', polish, 'at least 0', '0 for no Newton steps')
     P = sum(p.numel() for p in params)
     require(polish == 0 or P <= 3000, 'init', f'<{P} parameters>',
             'at most 3000 parameters for a dense Hessian', 'use polish=0 or fewer neurons')
+    return X, y
 
 def _check_trained(theta, start, decay):
     require_finite('theta', theta, 'start from smaller weights')
@@ -195,26 +212,6 @@ def _margin_gram(model, X, y, memory=5e8):
     return tangent.gram(tangent.features(X, _margin_cotangent(tangent.logits(X), y)))
 
 # %% ../nbs/support/training.ipynb #0d82bf17
-def _check_labels(model, X, y):
-    "X and y in the parameters' dtype, device and shape of labels"
-    p = next(model.parameters())
-    require(X.ndim == 2 and len(X) >= 1, 'X.shape', tuple(X.shape), '(n, d) with n >= 1',
-            'flatten each image to one row')
-    require(y.shape == (len(X),), 'y.shape', tuple(y.shape), f'({len(X)},)',
-            'one label per sample')
-    require_finite('X', X); require_finite('y', y)
-    with torch.no_grad(): shape = tuple(model(X.to(p)).shape)
-    require(len(shape) == 2 and shape[0] == len(X), 'model(X).shape', shape,
-            f'({len(X)}, outputs)', 'use a network with outputs (n, outputs)')
-    if shape[1] == 1:
-        require(bool((y.abs() == 1).all()), 'y', sorted(set(y.tolist()))[:5], '-1 or +1',
-                'use a network with one output per class for classes')
-        return X.to(p), y.to(p)
-    ok = not y.is_floating_point() and y.min() >= 0 and y.max() < shape[1]
-    require(ok, 'y', f'<{y.dtype}, {y.min().item()} to {y.max().item()}>',
-            f'whole numbers 0 to {shape[1]-1}', 'use y.long()')
-    return X.to(p), y.to(p.device, torch.int64)
-
 def _best_multipliers(G, c, square):
     "argmin over lam >= 0 of square - 2 lam . c + lam . G lam, as (root of the minimum relative to square, lam)"
     w, V = torch.linalg.eigh(G)
@@ -401,7 +398,7 @@ def clarke_stationarity(
     r, lam = _best_multipliers(*parts(slopes), square)
     return r, lam.new_zeros(len(X)).index_add(0, who, lam), slopes
 
-# %% ../nbs/support/training.ipynb #bf8cd240
+# %% ../nbs/support/training.ipynb #fe1280d9
 @dataclass(frozen=True)
 class KKTTraining:
     "A homogeneous network trained to equation (3), scaled so that the smallest margin is 1"
@@ -417,6 +414,7 @@ class KKTTraining:
     steps:int
     seconds:float # of training, without the certificate in `clarke`
 
+# %% ../nbs/support/training.ipynb #bad8575e
 def _normalise(layers):
     "Give every layer, its weight and bias together, norm 1"
     for layer in layers:
@@ -432,40 +430,108 @@ def _kkt_step(layers, grads, eta):
         for p, q in zip(layer, g): p.mul_(1 - eta).sub_(q*(eta/size))
     _normalise(layers)
 
+# %% ../nbs/support/training.ipynb #0f6bb470
+def _tensors(model): return [*model.parameters(), *model.buffers()]
+
+@torch.no_grad()
+def _fill(model, tensors):
+    "The module, with these numbers in it"
+    for p, q in zip(_tensors(model), tensors, strict=True): p.copy_(q)
+    return model
+
+def _identity(training, init, X, y, settings):
+    "What makes a training this training: checksums of its tensors, the network, the settings"
+    network = f'{init!r} {init.activation}' if isinstance(init, MLP) else repr(init)
+    return dict(training=training, network=network, weights=digest(_tensors(init)),
+                X=digest([X]), y=digest([y]), **{k: repr(v) for k, v in settings.items()})
+
+def _record(result):
+    "A result as a tree for a checkpoint; its floats as tensors, because one may be nan"
+    tree = lambda v: (_tensors(v) if isinstance(v, torch.nn.Module) else
+                      torch.tensor(v, dtype=torch.float64) if isinstance(v, float) else v)
+    return dict(result={name: tree(v) for name, v in vars(result).items()})
+
+def _from_record(kind, record, init):
+    "The inverse of `_record`, for a network built like `init` and on its device"
+    def value(v):
+        if isinstance(v, list): return _fill(copy.deepcopy(init).requires_grad_(False), v)
+        if not torch.is_tensor(v): return v
+        return v.to(next(init.parameters()).device) if v.ndim else v.item()
+    return kind(**{name: value(v) for name, v in record['result'].items()})
+
+# %% ../nbs/support/training.ipynb #a34653ff
+class _KKTRun:
+    "A training of `train_kkt` under way"
+    def __init__(self, model):
+        self.model, self.best, self.looks, self.steps = model, None, 0, 0
+        self.layers = [list(layer.parameters()) for layer in model.layers]
+        with torch.no_grad(): _normalise(self.layers)
+        self.began = time.perf_counter()
+
+    def seconds(self): return time.perf_counter() - self.began
+
+    def state(self):
+        "All that the rest of the training depends on"
+        return dict(step=self.steps, looks=self.looks, seconds=self.seconds(),
+                    tensors=_tensors(self.model),
+                    best=self.best and [*self.best[:2], _tensors(self.best[2])])
+
+    def restore(self, state):
+        "The inverse of `state`"
+        self.steps, self.looks = state['step'], state['looks']
+        self.began -= state['seconds']
+        _fill(self.model, state['tensors'])
+        if state['best'] is not None:
+            r, lam, tensors = state['best']
+            self.best = (r, lam.to(self.layers[0][0].device),
+                         _fill(copy.deepcopy(self.model), tensors))
+
+    @torch.enable_grad()
+    def evaluate(self, X, y, b):
+        "Margins, the loss at inverse temperature b, its gradients"
+        m = _margins(self.model(X), y)
+        near = m.detach().amin().abs().clamp_min(1e-12)
+        loss = torch.logsumexp(-b/near*m, 0)
+        return m, loss, torch.autograd.grad(loss, list(self.model.parameters()))
+
+# %% ../nbs/support/training.ipynb #bf8cd240
 def train_kkt(
     init:MLP, # ReLU without biases after the first layer; left as it is; only the layers' directions count
     X:Tensor, # (n, d) training samples
     y:Tensor, # (n,) labels -1 / +1, or with several outputs classes 0, 1, ...
-    seconds:float=60., # at most; a run that max_steps ends can be repeated exactly
+    seconds:float=60., # at most, those before a kill included; a run that max_steps ends can be repeated exactly
     max_steps:int=8000,
     lr:float=0.02, # eta at first, falling to 0 along a line
     b:float=2., # final inverse temperature, relative to the smallest margin
-    b_start:float=5. # the same at first, then geometric in between; b is reached half-way
-)->KKTTraining: # ValueError for bad input, or if some sample stays on the wrong side
+    b_start:float=5., # the same at first, then geometric in between; b is reached half-way
+    checkpoint:Checkpoint=None, # go on from this file if it exists, and save to it; None: nothing is saved
+    progress:bool|str=False # a tqdm bar; a string names it
+)->KKTTraining: # ValueError for bad input, a foreign checkpoint, or if some sample stays on the wrong side
     "Train a homogeneous network to a KKT point (equation 3) by normalised descent, and keep the best certificate"
-    _check_kkt(init, seconds, max_steps, lr, b, b_start)
+    settings = dict(seconds=seconds, max_steps=max_steps, lr=lr, b=b, b_start=b_start)
+    _check_kkt(init, **settings)
     model = copy.deepcopy(init).requires_grad_()
     X, y = _check_labels(model, X, y)
-    layers = [list(layer.parameters()) for layer in model.layers]
-    params = list(model.parameters())
-    with torch.no_grad(): _normalise(layers)
-    began, best, looks, steps = time.perf_counter(), None, 0, 0
-    while True:
-        done = max(steps/max_steps, (time.perf_counter() - began)/seconds)
-        with torch.enable_grad():
-            m = _margins(model(X), y)
-            near = m.detach().amin().abs().clamp_min(1e-12)
-            loss = torch.logsumexp(-b_start*(b/b_start)**min(1, 2*done)/near*m, 0)
-            grads = torch.autograd.grad(loss, params)
-        if done >= 0.5 + looks/200:
-            looks, best = looks + 1, _better(best, model, m, X, y)
-        if done >= 1: break
-        with torch.no_grad(): _kkt_step(layers, grads, max(lr*(1 - done), 1e-5))
-        steps += 1
-    require(best is not None, 'init', '<a sample stays on the wrong side>',
-            'a network that fits all samples',
-            'try a larger b_start, more steps or another seed')
-    return _scaled(best, X, y, steps, time.perf_counter() - began)
+    keeper = Keeper(checkpoint, lambda: _identity('train_kkt', init, X, y, settings))
+    run, saved = _KKTRun(model), keeper.load()
+    if saved and 'result' in saved: return _from_record(KKTTraining, saved, init)
+    if saved: run.restore(saved)
+    with progress_bar(progress, max_steps, 'train_kkt') as bar:
+        while True:
+            if keeper.due(run.steps): keeper.save(run.state)
+            # from -0.1 to 1: a run that max_steps ends must not feel how long its start took
+            late = 1 - 1.1*(1 - run.seconds()/seconds)
+            done = max(run.steps/max_steps, late)
+            m, loss, grads = run.evaluate(X, y, b_start*(b/b_start)**min(1, 2*done))
+            if bar and (done >= 1 or run.steps % 10 == 0): bar(run.steps, loss.item())
+            if done >= 0.5 + run.looks/200:
+                run.looks, run.best = run.looks + 1, _better(run.best, model, m, X, y)
+            if done >= 1: break
+            with torch.no_grad(): _kkt_step(run.layers, grads, max(lr*(1 - done), 1e-5))
+            run.steps += 1
+    result = _scaled(run.best, X, y, run.steps, run.seconds())
+    keeper.save(lambda: _record(result))
+    return result
 
 # %% ../nbs/support/training.ipynb #a03d295f
 def _better(best, model, margins, X, y):
@@ -475,7 +541,10 @@ def _better(best, model, margins, X, y):
     return best if best and best[0] <= r else (r, lam, copy.deepcopy(model))
 
 def _scaled(best, X, y, steps, seconds):
-    "The record of the best network, scaled to a smallest margin of 1"
+    "The record of the best network, scaled to a smallest margin of 1; ValueError if there is none"
+    require(best is not None, 'init', '<a sample stays on the wrong side>',
+            'a network that fits all samples',
+            'try a larger b_start, more steps or another seed')
     r, lam, model = best
     exact = copy.deepcopy(model).double().requires_grad_(False)
     depth, X = len(model.layers), X.double()
@@ -527,6 +596,7 @@ class GDTraining:
     steps:int # steps done
     stationarity:float|None # with weight decay |gradient| / |decay theta|; without, for a homogeneous network with margins, that of `kkt_stationarity`; else None
 
+# %% ../nbs/support/training.ipynb #e319c786
 def train_gd(
     init:torch.nn.Module, # left as it is; trained in its own dtype and on its device
     X:Tensor, # (n, d) training samples
@@ -536,27 +606,51 @@ def train_gd(
     steps:int=1000, # at most
     weight_decay:float=0., # gamma in + gamma/2 |theta|^2
     momentum:float=0.,
-    stop_loss:float|None=None # stop once the loss is below; None: never
-)->GDTraining: # ValueError for bad input, or when the loss runs away
+    stop_loss:float|None=None, # stop once the loss is below; None: never
+    checkpoint:Checkpoint=None, # go on from this file if it exists, and save to it; None: nothing is saved
+    progress:bool|str=False # a tqdm bar; a string names it
+)->GDTraining: # ValueError for bad input, a foreign checkpoint, or when the loss runs away
     "Full-batch gradient descent, as published (Haim et al. 2022, Buzaglo et al. 2024, Loo et al. 2024)"
+    settings = dict(loss=loss, lr=lr, steps=steps, weight_decay=weight_decay, momentum=momentum)
     model = copy.deepcopy(init).requires_grad_()
-    X, y = _check_gd(model, X, y, loss, lr, steps, weight_decay, momentum)
+    X, y = _check_gd(model, X, y, **settings)
+    keeper = Keeper(checkpoint, lambda: _identity('train_gd', init, X, y,
+                                                  dict(settings, stop_loss=stop_loss)))
+    saved = keeper.load()
+    if saved and 'result' in saved: return _from_record(GDTraining, saved, init)
     optimiser = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay)
-    done = 0
-    with torch.enable_grad():
+    done = _restored(saved, model, optimiser) if saved else 0
+    with torch.enable_grad(), progress_bar(progress, steps, 'train_gd') as bar:
         while True:
+            if keeper.due(done): keeper.save(lambda: dict(
+                step=done, tensors=_tensors(model), optimiser=optimiser_state(optimiser)))
             value = _LOSSES[loss](model(X), y)
-            if done == steps or (stop_loss is not None and value < stop_loss): break
+            end = done == steps or (stop_loss is not None and bool(value < stop_loss))
+            if bar and (end or done % 100 == 0): bar(done, value.item())
+            if end: break
             optimiser.zero_grad()
             value.backward()
             optimiser.step()
             done += 1
-        grads = torch.autograd.grad(value, list(model.parameters()))
-    require(math.isfinite(value.item()), 'lr', lr, 'small enough for a finite loss',
-            'use a smaller lr')
+    result = _gd_result(model, X, y, value, done, settings)
+    keeper.save(lambda: _record(result))
+    return result
+
+# %% ../nbs/support/training.ipynb #5d979d07
+def _restored(state, model, optimiser):
+    "The step at which gradient descent was saved, everything else put back"
+    _fill(model, state['tensors'])
+    restore_optimiser(optimiser, state['optimiser'])
+    return state['step']
+
+def _gd_result(model, X, y, value, steps, settings):
+    "The record of a network trained to the loss `value`; ValueError if that is not finite"
+    grads = torch.autograd.grad(value, list(model.parameters()))
+    require(math.isfinite(value.item()), 'lr', settings['lr'],
+            'small enough for a finite loss', 'use a smaller lr')
     model.requires_grad_(False).zero_grad()
-    return GDTraining(model, value.item(), done,
-                      _gd_stationarity(model, X, y, loss, grads, weight_decay))
+    return GDTraining(model, value.item(), steps, _gd_stationarity(
+        model, X, y, settings['loss'], grads, settings['weight_decay']))
 
 def _gd_stationarity(model, X, y, loss, grads, decay):
     if decay:

@@ -1,12 +1,14 @@
 "A process killed by SIGKILL at any moment and started again ends bit-identical to one left alone"
-import os, signal, subprocess, sys, time
+import copy, os, signal, subprocess, sys, time
 from functools import partial
 from pathlib import Path
 import pytest, torch
 from problems import random_problem
+from samplesplit_nb.networks import MLP
 from samplesplit_nb.optimisers import LazyAdam
 from samplesplit_nb.splitting import Every, SplitRule, reconstruct
-from samplesplit_nb.storage import Checkpoint, load_state
+from samplesplit_nb.storage import Checkpoint, load_state, save_state
+from samplesplit_nb.training import train_gd, train_kkt
 
 # argv: checkpoint file, result file, optimiser, attack. Prints its step at every report, so that the parent can choose its moment
 SCRIPT = '''
@@ -32,8 +34,25 @@ save_state(out, dict(x=r.x, lam=r.lam, origins=r.origins, loss=r.history.loss, s
 '''
 
 
-def start(path, out, *which):
-    script = SCRIPT.format(tests=str(Path(__file__).parent))
+# argv: checkpoint file, result file, function
+TRAINING = '''
+import sys
+import torch
+from samplesplit_nb.networks import MLP
+from samplesplit_nb.storage import Checkpoint, save_state
+from samplesplit_nb.training import train_gd, train_kkt
+path, out, name = sys.argv[1:]
+torch.set_num_threads(1)
+X, y = torch.randn(8, 20, generator=torch.Generator().manual_seed(0)).double(), torch.tensor([1., -1.]*4).double()
+init = MLP([20, 40, 40, 1], bias='first', seed=1, dtype=torch.float64, init='pytorch')
+how = dict(lr=.01, steps=3000, momentum=.9) if name == 'train_gd' else dict(seconds=1e5, max_steps=1000)
+k = globals()[name](init, X, y, checkpoint=None if path == 'none' else Checkpoint(path, every_steps=7, every_seconds=None), **how)
+networks = {n: list(v.parameters()) for n, v in vars(k).items() if isinstance(v, MLP)}
+save_state(out, {n: v for n, v in {**vars(k), **networks}.items() if n != 'seconds'})
+'''
+
+
+def start(path, out, *which, script=SCRIPT.format(tests=str(Path(__file__).parent))):
     return subprocess.Popen([sys.executable, '-c', script, str(path), str(out), *which], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -63,6 +82,84 @@ def test_killed_and_resumed_is_bit_identical(tmp_path, which):
     for name in ('x', 'lam', 'origins'): assert torch.equal(a[name], b[name]), name
     for name in ('loss', 'step', 'result', 'splits'): assert a[name] == b[name], name
     assert len(a['splits']) == 3 and len(a['x']) > 6
+
+
+@pytest.mark.parametrize('name', ['train_gd', 'train_kkt'])
+def test_a_killed_training_is_bit_identical(tmp_path, name):
+    "Networks, multipliers, certificates, counts; the checkpoint tells the parent how far its child is"
+    go = partial(start, script=TRAINING)
+    alone, path, kills, delays = go('none', tmp_path/'alone', name), tmp_path/'run', 0, torch.Generator().manual_seed(1)
+    for at in (20, 600, 850):  # for train_kkt: before, and twice after, the first candidates for the best network
+        process = go(path, tmp_path/'resumed', name)
+        while process.poll() is None and not (path.exists() and load_state(path).get('step', at) >= at): time.sleep(.01)
+        time.sleep(.02*torch.rand((), generator=delays).item())
+        if process.poll() is None: kills += 1
+        process.kill()
+        process.communicate()
+        assert at <= load_state(path)['step'] < 3000
+    finish(go(path, tmp_path/'resumed', name))
+    assert 'step' not in load_state(path)  # but the result, for the next call
+    finish(alone)
+    a, b = load_state(tmp_path/'alone'), load_state(tmp_path/'resumed')
+    assert kills >= 2, 'the trainings were too fast to be killed'
+    assert a.keys() == b.keys() and a['steps'] == (3000 if name == 'train_gd' else 1000)
+    for key, value in a.items():
+        same = torch.equal(value, b[key]) if torch.is_tensor(value) else value == b[key] if not isinstance(value, list) else all(map(torch.equal, value, b[key]))
+        assert same, key
+
+
+def break_after(net, calls):
+    "The same network; its forward pass raises after so many calls"
+    net, seen = copy.deepcopy(net), []
+    def stumble(*_):
+        seen.append(1)
+        if len(seen) > calls: raise KeyboardInterrupt
+    net.register_forward_hook(stumble)
+    return net
+
+
+def small(seed=0, **kw):
+    X = torch.randn(6, 5, generator=torch.Generator().manual_seed(seed)).double()
+    return dict(init=MLP([5, 12, 1], bias='first', dtype=torch.float64, init='pytorch'), X=X, y=torch.tensor([1., -1.]*3).double(), **kw)
+
+
+@pytest.mark.parametrize('train,kw', [(train_gd, dict(steps=40, momentum=.5)), (train_kkt, dict(max_steps=200))])
+def test_the_checkpoint_of_another_training_is_refused(tmp_path, train, kw):
+    at, given = Checkpoint(tmp_path/'run', every_steps=5), small(**kw)
+    for finished in (False, True):
+        if finished: train(**given, checkpoint=at)
+        else:
+            with pytest.raises(KeyboardInterrupt): train(**{**given, 'init': break_after(given['init'], 30)}, checkpoint=at)
+        other = MLP([5, 12, 1], bias='first', seed=1, dtype=torch.float64, init='pytorch')
+        for change, says in ((dict(lr=.05), 'lr'), (dict(X=given['X'].flip(0)), 'X'), (dict(y=-given['y']), 'y'), (dict(init=other), 'weights')):
+            with pytest.raises(ValueError, match=f'of this very run, but it was made with another {says};'): train(**{**given, **change}, checkpoint=at)
+        with pytest.raises(ValueError, match='another training, '): (train_kkt if train is train_gd else train_gd)(**small(), checkpoint=at)
+    objective, x, lam = random_problem((8, 30, 30, 1), k=5, seed=3)
+    with pytest.raises(ValueError, match='another start, target, '): reconstruct(objective, x, lam, steps=5, checkpoint=at)
+
+
+def test_running_averages_are_part_of_the_state(tmp_path):
+    "Batch normalisation in training mode changes its buffers in every forward pass"
+    given = small(steps=40, loss='mse', momentum=.9)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        given['init'] = torch.nn.Sequential(torch.nn.Unflatten(1, (1, 5)), torch.nn.Conv1d(1, 4, 2), torch.nn.BatchNorm1d(4), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16, 1)).double()
+    at = Checkpoint(tmp_path/'run', every_steps=3)
+    with pytest.raises(KeyboardInterrupt): train_gd(**{**given, 'init': break_after(given['init'], 30)}, checkpoint=at)
+    whole, resumed, loaded = train_gd(**given), train_gd(**given, checkpoint=at), train_gd(**given, checkpoint=at)
+    for k in (resumed, loaded):
+        for (name, value), other in zip(whole.model.state_dict().items(), k.model.state_dict().values()): assert torch.equal(value, other), name
+        assert (k.loss, k.steps, k.stationarity) == (whole.loss, whole.steps, whole.stationarity)
+
+
+def test_time_before_a_kill_counts(tmp_path):
+    at, given = Checkpoint(tmp_path/'run', every_steps=5), small(max_steps=200, seconds=1e4)
+    with pytest.raises(KeyboardInterrupt): train_kkt(**{**given, 'init': break_after(given['init'], 200)}, checkpoint=at)
+    state = load_state(at.path)
+    assert state['step'] > 100 and state['best'] is not None
+    save_state(at.path, dict(state, seconds=1e4))  # as if all of it had been spent
+    k = train_kkt(**given, checkpoint=at)
+    assert k.steps == state['step'] and k.seconds >= 1e4
 
 
 def test_a_save_that_is_cut_short_leaves_the_old_file(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch.testing import assert_close
 from samplesplit_nb.networks import MLP
-from samplesplit_nb.training import _affine, _margins, clarke_stationarity, kkt_stationarity, pin_to_kinks, train_kkt
+from samplesplit_nb.training import _affine, _margins, clarke_stationarity, kkt_stationarity, pin_to_kinks, train_gd, train_kkt
 
 flat = lambda net: torch.cat([p.detach().double().flatten() for p in net.parameters()])
 
@@ -93,6 +93,16 @@ def test_trained_networks(widths, seed):
     bigger = copy.deepcopy(k.pinned)
     for p in bigger.parameters(): p.mul_(3.)
     assert_close(k.clarke, clarke_stationarity(bigger, X, y)[0], rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize('train,kw', [(train_gd, dict(steps=30)), (train_kkt, dict(max_steps=300))])
+def test_a_training_repeats_itself_and_shows_how_far_it_is(train, kw, capsys):
+    "To the bit, however long the first step takes: the clock has no say in a run that max_steps ends"
+    net, X, y = problem((5, 12, 1), 6, 0)
+    one, two = train(net, X, y, **kw), train(net, X, y, progress='going', **kw)
+    assert torch.equal(flat(one.model), flat(two.model)) and one.stationarity == two.stationarity
+    last = capsys.readouterr().err.replace('\r', '\n').strip().split('\n')[-1]
+    assert last.startswith('going: 100%') and 'loss=' in last
 
 
 def test_one_gradient_for_each_class_that_ties():

@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'PRESET_LINES', 'PICTURES', 'demo', 'main']
 
 # %% ../nbs/support/cli.ipynb #4e76f873
-import argparse, errno, importlib, json, math, os, sys
+import argparse, errno, importlib, json, math, os, sys, textwrap
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,11 +54,14 @@ def _data_options(parser, title, required=False):
                        help='draw the images at random with this seed (default: the first of '
                             'each class in file order, as the papers do)')
 
+def _json_option(parser):
+    parser.add_argument('--json', action='store_true',
+                        help='print one JSON object instead of text')
+
 def _run_options(parser, out=None):
     _add(parser, '--device', 'auto', 'where to compute: auto, cpu, cuda, ...')
     if out: _add(parser, '--out', out, 'folder for the results, made if needed', metavar='DIR')
-    parser.add_argument('--json', action='store_true',
-                        help='print one JSON object instead of text')
+    _json_option(parser)
 
 def _network_options(parser, init):
     group = parser.add_argument_group('the network')
@@ -142,7 +145,8 @@ def _figure_options(commands):
     p = commands.add_parser(
         'figure', help="draw one of the paper's figures, and say what became of its claims",
         description='Draw a figure of the paper from saved results, running what is missing, into '
-                    'DIR/figureNN-SCALE.png; print what the paper claims of it beside what we find.')
+                    'DIR/figureNN-SCALE.png; print what the paper claims of it beside what we '
+                    'find.')
     p.add_argument('number', type=int, metavar='N', help='1 to 14')
     _study_options(p)
     _run_options(p, 'runs/figures')
@@ -167,8 +171,7 @@ def _evaluate_options(commands):
     p.add_argument('--reconstruction', metavar='FILE.npz', required=True,
                    help='from `samplesplit reconstruct` or `demo`')
     _data_options(p, 'the training data', required=True)
-    p.add_argument('--json', action='store_true',
-                   help='print one JSON object instead of text')
+    _json_option(p)
 
 def _certify_options(commands):
     p = commands.add_parser(
@@ -218,8 +221,8 @@ def demo(
     e = Experiment(data_seed=args.seed, **{name: getattr(args, name) for name in (
         'n', 'k', 'width', 'steps', 'splits', 'seed', 'device')})
     out = _writable(args.out)
-    print(f'Training a network on {e.n} images, then reconstructing them from its weights, '
-          f'starting from k = {e.k} candidates.', flush=True)
+    _say(args)(f'Training a network on {e.n} images, then reconstructing them from its weights, '
+               f'starting from k = {e.k} candidates.')
     result = run(e, ('plain', 'split', *(CONTROLS if args.controls else ())), progress=True)
     print('\n' + format_table(result.record) + '\n')
     plain, split = (result.runs[name].scores['L2'] for name in ('plain', 'split'))
@@ -295,6 +298,11 @@ def _picture_rows(x, shape):
     turned = x.reshape(len(x), *shape).permute(0, 2, 3, 1).reshape(len(x), -1)
     return turned, shape[1:] if shape[0] == 1 else (*shape[1:], 3)
 
+def _input_rows(X, shape):
+    "Images (n, H W C) as the network takes them, the inverse of `_picture_rows`"
+    if shape is None or len(shape) != 3 or shape[2] in (1, 3) or shape[0] not in (1, 3): return X
+    return X.reshape(len(X), *shape[1:], shape[0]).permute(0, 3, 1, 2).reshape(len(X), -1)
+
 # %% ../nbs/support/cli.ipynb #01c61938
 def _about(model):
     "A dict for JSON and a sentence"
@@ -311,9 +319,15 @@ def _about(model):
     return about, f"{head}; {about['parameters']:,} parameters in {about['dtype']}"
 
 # %% ../nbs/support/cli.ipynb #b0ad4296
-def _say(args): # a function like print
-    return (lambda *words: None) if getattr(args, 'json', False) else (
-        lambda *words: print(*words, flush=True))
+def _wrapped(text, width):
+    "Sentences in lines of at most so many characters, what is left of one indented"
+    return '\n'.join(textwrap.fill(
+        line, width, subsequent_indent='    ', break_long_words=False, break_on_hyphens=False)
+        for line in text.split('\n'))
+
+def _say(args): # a function that prints text, unless JSON is asked for
+    if getattr(args, 'json', False): return lambda text, width=100: None
+    return lambda text, width=100: print(_wrapped(text, width) if width else text, flush=True)
 
 def _load_data(args, task, d=None):
     "The images that the options name; ValueError if they are not d numbers each"
@@ -324,6 +338,10 @@ def _load_data(args, task, d=None):
              f'of {d} numbers an image, which the network takes; this has {data.X.shape[1]}',
              'name the data that it was trained on')
     return data
+
+def _targets(data, outputs):
+    "Labels as a network with so many outputs has them: two classes can be 0 and 1"
+    return (data.y > 0).long() if outputs > 1 and data.y.is_floating_point() else data.y
 
 def _about_data(args, data):
     return dict(name=args.data, n=len(data.X), data_seed=args.data_seed,
@@ -374,7 +392,7 @@ def _train(args):
                   data=_about_data(args, data), certificate=trained.certificate,
                   sentence=sentence)
     save_json(out/'training.json', record)
-    for name in (*files, 'training.json'): say(f'wrote {out/name}')
+    for name in (*files, 'training.json'): say(f'wrote {out/name}', None)
     return record
 
 # %% ../nbs/support/cli.ipynb #cebf6a5d
@@ -438,7 +456,8 @@ def _evaluate(args):
     arrays, say = _read_found(args.reconstruction), _say(args)
     found = {k: torch.from_numpy(v) for k, v in arrays.items() if k == 'x' or k.startswith('x_')}
     classes = 'labels' in arrays and arrays['labels'].dtype.kind == 'i'
-    data = _load_data(args, 'multiclass' if classes else 'binary', len(next(iter(found.values()))[0]))
+    d = next(iter(found.values())).shape[1]
+    data = _load_data(args, 'multiclass' if classes else 'binary', d)
     shape = tuple(arrays['shape'].tolist()) if 'shape' in arrays else ()
     from samplesplit_nb.checks import require_finite
     from samplesplit_nb.runs import unseen_images
@@ -446,7 +465,7 @@ def _evaluate(args):
     named = {('reconstruction' if k == 'x' else k[2:]): _picture_rows(x, shape)[0]
              for k, x in found.items()}
     rows = _scores(named, data, unseen_images(data, args.data_seed))
-    say(_table(rows))
+    say(_table(rows), None)
     return dict(command='evaluate', reconstruction=str(args.reconstruction),
                 data=_about_data(args, data), scores=rows)
 
@@ -539,9 +558,12 @@ def _candidates_figure(x, lam, shape, most=60):
     rows = x[order].double()
     low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
     images = ((rows - low)/(high - low).clamp_min(1e-12)).numpy().reshape(-1, *shape)
-    return image_grid([('', images, size[order].tolist())],
-                      f'{len(order)} of {len(x)} candidates, each stretched to its own range; '
-                      'size of its multiplier below')
+    fig = image_grid([('', images, None)],
+                     f'{len(order)} of {len(x)} candidates, each stretched to its own range; '
+                     'size of its multiplier below')
+    for ax, value in zip(fig.axes, size[order].tolist()):
+        ax.set_xlabel(f'{value:.2g}', fontsize=7, labelpad=1)
+    return fig
 
 def _matches_figure(rows, data, most=30):
     "Training images above their nearest candidates, the best first"
@@ -585,7 +607,7 @@ def _save_attack(args, out, setup, found, say):
         save_figure(out/'candidates.png', _candidates_figure(rows, lam, picture))
         written.append('candidates.png')
     save_json(out/'reconstruction.json', record)
-    for name in written: say(f'wrote {out/name}')
+    for name in written: say(f'wrote {out/name}', None)
     return record
 
 # %% ../nbs/support/cli.ipynb #c7114442
@@ -619,7 +641,7 @@ def _reconstruct(args):
         f'{found.history.loss[-1]:.1e}')
     for s in found.splits: say(f'  step {s.step}: {s.result}')
     record = _save_attack(args, out, setup, found, say)
-    if setup.data is not None: say(_table(record['scores']))
+    if setup.data is not None: say(_table(record['scores']), None)
     return record
 
 # %% ../nbs/support/cli.ipynb #4e8a68a9
@@ -652,10 +674,9 @@ def _rank_condition(model, degree):
            '; from float32, where rounding alone may raise a rank'))
 
 # %% ../nbs/support/cli.ipynb #b716ea86
-def _margins_line(model, data):
+def _margins_line(model, X, y):
     "Outputs on the data: a dict and a sentence"
-    param = next(model.parameters())
-    out, y = model(data.X.to(param)).double(), data.y.to(param.device)
+    out = model(X).double()
     if out.shape[1] == 1: m = y*out[:, 0]
     else:
         own = out.gather(1, y[:, None])
@@ -665,12 +686,10 @@ def _margins_line(model, data):
         f'margins: {right} of {len(m)} samples on the right side, least {m.min():.3g}, '
         f'median {m.median():.3g}')
 
-def _stationarity(model, about, data):
+def _stationarity(model, about, X, y):
     "How nearly theta is a combination of the samples' gradients"
     from samplesplit_nb.networks import MLP, SmoothReLU
     from samplesplit_nb.training import clarke_stationarity, kkt_stationarity, pin_to_kinks
-    param = next(model.parameters())
-    X, y = data.X.to(param), data.y.to(param.device)
     r, lam = kkt_stationarity(model, X, y)
     record = dict(residual=r, active=int((lam > 1e-6*lam.max()).sum()) if r < 1 else 0)
     line = (f"KKT residual: {r:.3f} of |theta| is left unexplained by the best multipliers "
@@ -681,6 +700,18 @@ def _stationarity(model, about, data):
         line += (f"; {record['clarke']:.3f} in Clarke's sense, after moving the weights by "
                  f'{moved:.0e} of themselves onto their kinks')
     return record, line
+
+# %% ../nbs/support/cli.ipynb #189aae83
+def _on_data(args, model, d, shape, outputs):
+    "(network that takes rows, the images as it takes them, their labels)"
+    from torch.nn import Sequential, Unflatten
+    data = _load_data(args, 'binary' if outputs == 1 else 'multiclass', d)
+    param, y = next(model.parameters()), _targets(data, outputs)
+    _require(outputs == 1 or int(y.max()) < outputs, '--data', args.data,
+             f'of at most {outputs} classes, one for each output',
+             'name the data that it was trained on')
+    net = Sequential(Unflatten(1, shape), model) if args.module else model
+    return net, _input_rows(data.X, shape).to(param), y.to(param.device)
 
 # %% ../nbs/support/cli.ipynb #883b49e3
 def _certify(args):
@@ -701,12 +732,13 @@ def _certify(args):
                   'ntk attack does not need them'}[about['homogeneous']]
     say(f'network: {line}\nhomogeneous: {why}')
     record = dict(command='certify', weights=str(args.weights), network=about)
-    data = args.data and _load_data(args, 'binary' if outputs == 1 else 'multiclass', d)
+    data = args.data and _on_data(args, model, d, shape, outputs)
     parts = [('counting', lambda: _counting(args, about['parameters'], d))]
     if args.degree is not None: parts.append(('rank', lambda: _rank_condition(model, args.degree)))
-    if data and args.module is None:
-        parts += [('margins', lambda: _margins_line(model, data)),
-                  ('stationarity', lambda: _stationarity(model, about, data))]
+    if data:
+        net, X, y = data
+        parts += [('margins', lambda: _margins_line(net, X, y)),
+                  ('stationarity', lambda: _stationarity(net, about, X, y))]
     for name, part in parts:
         record[name], line = part()
         say(line)
@@ -773,8 +805,10 @@ def _figure(args):
     save_figure(path, fig)
     rows = findings(args.scale, args.number, args.results)
     say(f'Figure {args.number} at scale {args.scale}; ours as mean [95 % interval].\n'
-        f'{_findings_text(rows)}\nwrote {path}')
-    return dict(command='figure', figure=args.number, scale=args.scale, findings=rows, path=str(path))
+        f'{_findings_text(rows)}')
+    say(f'wrote {path}', None)
+    return dict(command='figure', figure=args.number, scale=args.scale, findings=rows,
+                path=str(path))
 
 # %% ../nbs/support/cli.ipynb #f6e2167b
 def _compared(study, label, records):
@@ -807,14 +841,15 @@ def _experiment(args):
     "`samplesplit experiment`"
     study, say = _study(args.preset, args), _say(args)
     rows = [_compared(study, label, _records(study, label, args)) for label in study.experiments]
-    head = ['mean score', *(f'seed {seed}' for seed in study.seeds),
-            'improvement [95 %], samples improved']
+    first, *others = map(str, study.seeds)
+    head = ['mean score', f'seed {first}', *others, 'gain [95 %], improved']
     folder = study.path('', 0, args.results).parent
     files = [str(study.path(label, seed, args.results))
              for label in study.experiments for seed in study.seeds]
-    say(_columns([head, *(line for row in rows for line in _compared_lines(row))]))
-    say(f'{study.name} at scale {study.scale}; L2: lower is better, SSIM: higher; a positive '
-        f'improvement is one over no splitting\n{len(files)} files in {folder}')
+    say(_columns([head, *(line for row in rows for line in _compared_lines(row))]), None)
+    say('L2: lower is better, SSIM: higher; the gain is positive where a run is better than without '
+        'splitting, and counts how many samples are')
+    say(f'{len(files)} files in {folder}', None)
     return dict(command='experiment', preset=study.name, scale=study.scale, experiments=rows,
                 files=files)
 

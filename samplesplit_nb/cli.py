@@ -48,7 +48,8 @@ def _data_options(parser, title, required=False):
     group = parser.add_argument_group(title)
     group.add_argument('--data', metavar='NAME', required=required,
                        help='faces (no file needed), mnist or cifar10 (in the folder that '
-                            'SAMPLESPLIT_DATA names)')
+                            'SAMPLESPLIT_DATA names), or the path of your own images: a folder '
+                            'or an .npz file')
     _add(group, '-n', 20, 'how many training images, balanced between the classes')
     group.add_argument('--data-seed', type=int, metavar='SEED',
                        help='draw the images at random with this seed (default: the first of '
@@ -89,8 +90,7 @@ def _train_options(commands):
     p.add_argument('--method', choices=METHODS, required=True, help='the attack it is for')
     p.add_argument('--width', type=int, help='neurons in each of the two hidden layers '
                                              '(default 500 for ntk, else 1000)')
-    p.add_argument('--steps', type=int, help='of training, not for ntk (default 500 for kkt, '
-                                             '1000 for multiclass)')
+    p.add_argument('--steps', type=int, help='of training, not for ntk (default 500)')
     _add(p, '--seed', 0, 'draws the initial weights')
     _data_options(p, 'the training data', required=True)
     _run_options(p, 'runs/train')
@@ -108,7 +108,7 @@ def _reconstruct_options(commands):
                         help='published settings instead of ours, e.g. haim-mnist-1')
     _add(attack, '-k', 40, 'candidates to start from; twice the number of samples is good')
     attack.add_argument('--steps', type=int, help='gradient steps in all (default 4000 for ntk, '
-                                                  'else 1000; 50000 to 80000 for a preset)')
+                                                  'else 800; 50000 to 80000 for a preset)')
     attack.add_argument('--lr', type=float, help='learning rate of the candidates (default 0.02)')
     attack.add_argument('--no-split', action='store_true', help='plain descent')
     _add(attack, '--seed', 0, 'draws the starting candidates')
@@ -331,9 +331,8 @@ def _say(args): # a function that prints text, unless JSON is asked for
 
 def _load_data(args, task, d=None):
     "The images that the options name; ValueError if they are not d numbers each"
-    from samplesplit_nb.data import load_data
-    if args.data == 'faces': task = 'binary' # its two classes stand in for ten
-    data = load_data(args.data, args.n, seed=args.data_seed, task=task)
+    from samplesplit_nb.runs import load_collection
+    data = load_collection(args.data, args.n, args.data_seed, task)
     _require(d is None or data.X.shape[1] == d, '--data', args.data,
              f'of {d} numbers an image, which the network takes; this has {data.X.shape[1]}',
              'name the data that it was trained on')
@@ -464,7 +463,7 @@ def _evaluate(args):
     for x in found.values(): require_finite('x', x, 'reconstruct again with a smaller --lr')
     named = {('reconstruction' if k == 'x' else k[2:]): _picture_rows(x, shape)[0]
              for k, x in found.items()}
-    rows = _scores(named, data, unseen_images(data, args.data_seed))
+    rows = _scores(named, data, unseen_images(args.data, data, args.data_seed))
     say(_table(rows), None)
     return dict(command='evaluate', reconstruction=str(args.reconstruction),
                 data=_about_data(args, data), scores=rows)
@@ -600,7 +599,7 @@ def _save_attack(args, out, setup, found, say):
     if setup.data is not None:
         record |= dict(data=_about_data(args, setup.data),
                        scores=_scores({'reconstruction': rows}, setup.data,
-                                      unseen_images(setup.data, args.data_seed)))
+                                      unseen_images(args.data, setup.data, args.data_seed)))
         save_figure(out/'reconstructions.png', _matches_figure(rows, setup.data))
         written.append('reconstructions.png')
     if picture is not None:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'CHOICES', 'TRAINING', 'OURS', 'CONTROLS', 'SCORES', 'Experiment', 'config', 'fingerprint', 'published',
-           'Trained', 'train', 'unseen_images', 'scores_for', 'Problem', 'make_objective', 'draw_start',
-           'reconstruct_options', 'prepare', 'Evaluations', 'Run', 'attack', 'run_record', 'environment', 'Result',
-           'run', 'shown_images', 'MissingResult', 'load_or_run', 'score_name', 'rows', 'format_table']
+           'Trained', 'train', 'load_collection', 'unseen_images', 'scores_for', 'Problem', 'make_objective',
+           'draw_start', 'reconstruct_options', 'prepare', 'Evaluations', 'Run', 'attack', 'run_record', 'environment',
+           'Result', 'run', 'shown_images', 'MissingResult', 'load_or_run', 'score_name', 'rows', 'format_table']
 
 # %% ../nbs/support/runs.ipynb #ae6bdbb5
 import copy, json, platform
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from .checks import pick_device, require
-from .data import ImageData, load_data
+from .data import SOURCES, ImageData, load_data, load_images
 from .metrics import L2, SSIM, Score, baselines, summarize, top_samples
 from .networks import MLP
 from .objectives import KKTObjective, MulticlassKKTObjective, NTKObjective, preset
@@ -26,7 +26,7 @@ from .optimisers import LazyAdam, adam, geometric, loo_sharpness, warm_restarts
 from .splitting import (
     Control, Every, Reconstruction, SplitRule, Stop, reconstruct)
 from .storage import (
-    Checkpoint, load_arrays, load_json, load_state, save_arrays, save_json, save_state)
+    Checkpoint, digest, load_arrays, load_json, load_state, save_arrays, save_json, save_state)
 from .training import train_gd, train_kkt, train_ntk
 
 # %% ../nbs/support/runs.ipynb #807e5528
@@ -41,13 +41,13 @@ CHOICES = dict(method=('ntk', 'kkt', 'multiclass'), training=('exact', 'margin',
 class Experiment:
     "Every setting of one experiment; ValueError for impossible ones"
     # the images
-    data:str='faces' # faces, mnist or cifar10, see `load_data`
+    data:str='faces' # faces, mnist, cifar10, or the path of one's own images: see `load_collection`
     n:int=20 # training images
     data_seed:int|None=None # draws them; None: the first of each class in file order, as the papers
     # the network and its training
     method:str='ntk' # the attack it is for: 'ntk', 'kkt' or 'multiclass'
     width:int=500 # neurons in each of the two hidden layers
-    training:str='exact' # 'exact' (linearised, for ntk), 'margin' (`train_kkt`) or 'descent' (`train_gd`)
+    training:str='exact' # 'exact' (linearised, ntk), 'margin' (`train_kkt`) or 'descent' (`train_gd`)
     training_steps:int=0 # at most; 'exact' takes none
     training_lr:float=0.02 # of 'margin' and 'descent'
     # the attack
@@ -56,11 +56,11 @@ class Experiment:
     optimizer:str='adam' # 'adam' (second moments of short memory), 'torch-adam', 'lazy-adam' or 'sgd'
     lr:float=0.02 # of the candidates (Loo et al. 2024)
     lr_multipliers:float|None=None # of the multipliers; None: they are eliminated
-    cycles:int|None=None # of the learning rate, each a cosine; None: one per block between splits; 0: constant rate
+    cycles:int|None=None # of the learning rate, each a cosine; None: one per block; 0: constant rate
     warmup:int=50 # steps of linear warm-up in each cycle
     start_scale:float=0.2 # standard deviation of the starting candidates, pixel units (Loo et al. 2024)
     start_multipliers:tuple=(0., 0.) # they start uniform on this interval
-    sharpness:tuple|str=(50., 200.) # of the softened ReLU, first and last step; 'loo': the published schedule
+    sharpness:tuple|str=(50., 200.) # of the softened ReLU, first and last; 'loo': as published
     tangent:str='init' # ntk: f at theta_0 ('init'), theta ('final') or 'both'
     box:str='pixels' # values are kept in 'pixels' (-mean to 1 - mean), 'unit' (-1 to 1) or 'none'
     box_weight:float|None=None # of that penalty; None: the published 0.1 (ntk) or d
@@ -141,15 +141,15 @@ def fingerprint(
     return sha256(json.dumps({name: own[name] for name in names}).encode()).hexdigest()[:16]
 
 # %% ../nbs/support/runs.ipynb #8003ea4a
-_OURS_KKT = dict(training='margin', steps=1000, optimizer='torch-adam', warmup=1, lam_min=0., box_weight=1.)
+_OURS_KKT = dict(training='margin', training_steps=500, steps=800, optimizer='torch-adam', warmup=1,
+                 start_scale=.1, lam_min=0., box_weight=1.)
 OURS = {'ntk': dict(method='ntk'),
-        'kkt': dict(method='kkt', training_steps=500, start_scale=.1, sharpness=(30., 300.), **_OURS_KKT),
-        'multiclass': dict(method='multiclass', training_steps=1000, start_scale=.1,
-                           sharpness=(10., 100.), **_OURS_KKT)}
+        'kkt': dict(method='kkt', sharpness=(30., 300.), **_OURS_KKT),
+        'multiclass': dict(method='multiclass', sharpness=(10., 100.), **_OURS_KKT)}
 
 def published(
     name:str # see `objectives.preset`
-)->dict: # settings of `Experiment`; ValueError for an unknown name, or an attack that is none of its methods
+)->dict: # settings of `Experiment`; ValueError for an unknown name, or another kind of attack
     "The published settings of an attack, and of splitting (paper, C.1)"
     p = preset(name)
     require(p.attack in CHOICES['method'], 'preset', repr(name), f"for one of {CHOICES['method']}; "
@@ -173,12 +173,14 @@ class Trained:
     init:MLP # theta_0
     certificate:dict # plain numbers
 
-def _outputs(e): return 1 if e.method != 'multiclass' else 2 if e.data == 'faces' else 10
+def _outputs(e, data): # of the network
+    if e.method != 'multiclass': return 1
+    return 2 if data.y.is_floating_point() else int(data.y.max()) + 1
 
-def _init(e, d):
-    "theta_0: LeCun for ntk; a first layer of 1e-4 for published descent to the margin (Haim et al. 2022)"
+def _init(e, data):
+    "theta_0: LeCun; a first layer of 1e-4 for published descent to the margin (Haim et al. 2022)"
     start = 1e-4 if e.training == 'descent' and e.method != 'ntk' else 'lecun'
-    return MLP([d, e.width, e.width, _outputs(e)], bias='all' if e.method == 'ntk' else 'first',
+    return MLP([data.X.shape[1], e.width, e.width, _outputs(e, data)], bias='all' if e.method == 'ntk' else 'first',
                seed=e.seed, init=start,
                dtype=torch.float64 if e.training == 'descent' else torch.float32)
 
@@ -189,7 +191,7 @@ def _labels(e, data):
 # %% ../nbs/support/runs.ipynb #781e7123
 def _fit(e, data, device, checkpoint, progress):
     "`Trained` by the way that the experiment names"
-    init, y = _init(e, data.X.shape[1]).to(device), _labels(e, data)
+    init, y = _init(e, data).to(device), _labels(e, data)
     if e.training == 'exact':
         fit = train_ntk(init, data.X, y)
         return Trained(fit.model, init, dict(error=fit.error, condition=fit.condition))
@@ -202,7 +204,8 @@ def _fit(e, data, device, checkpoint, progress):
             steps=fit.steps))
     loss = {'ntk': 'mse', 'kkt': 'logistic', 'multiclass': 'cross-entropy'}[e.method]
     fit = train_gd(init, data.X, y, loss=loss, lr=e.training_lr, steps=e.training_steps,
-                   momentum=.9*(e.method == 'ntk'), stop_loss=1e-10 if e.method == 'ntk' else None, **more)
+                   momentum=.9*(e.method == 'ntk'), stop_loss=1e-10 if e.method == 'ntk' else None,
+                   **more)
     return Trained(fit.model, init, dict(loss=fit.loss, stationarity=fit.stationarity, steps=fit.steps))
 
 def train(
@@ -215,25 +218,40 @@ def train(
     "The network that the experiment attacks, from the cache if it was trained before"
     if cache is None: return _fit(e, data, device, None, progress)
     path = Path(cache)/f'training-{fingerprint(e, TRAINING)}.safetensors'
-    if path.exists():
-        kept = load_state(path)
-        model, init = (_init(e, data.X.shape[1]) for _ in range(2))
+    mark = digest([data.X, data.y]) # a folder of images may have changed since
+    kept = load_state(path) if path.exists() else {}
+    if kept.get('data') == mark:
+        model, init = (_init(e, data) for _ in range(2))
         model.load_state_dict(kept['model'])
         return Trained(model.requires_grad_(False).to(device), init.to(device), kept['certificate'])
     state = path.with_name(f'{path.stem}-state.safetensors')
     fit = _fit(e, data, device, Checkpoint(state), progress)
-    save_state(path, dict(model=fit.model.state_dict(), certificate=fit.certificate))
+    save_state(path, dict(data=mark, model=fit.model.state_dict(), certificate=fit.certificate))
     state.unlink(missing_ok=True)
     return fit
 
 # %% ../nbs/support/runs.ipynb #37d6d2d6
+def load_collection(
+    name:str, # faces, mnist or cifar10; else the path of a folder of images, or of an .npz file
+    n:int,
+    seed:int|None=None, # draws them; None: the first of each class
+    task:str='binary' # of mnist and cifar10: 'binary' or 'multiclass'
+)->ImageData: # ValueError or FileNotFoundError, see `load_data` and `load_images`
+    "n images by name or path, balanced between the classes"
+    if name in SOURCES:
+        return load_data(name, n, seed=seed, task='binary' if name == 'faces' else task)
+    require(Path(name).exists(), 'data', repr(name), f'one of {sorted(SOURCES)}, or a path',
+            'check the spelling')
+    return load_images(name, n, seed=seed)
+
 def unseen_images(
-    data:ImageData, # n images from `load_data`
+    name:str, # where `data` comes from, see `load_collection`
+    data:ImageData, # n images of it
     data_seed:int|None=None # with which they were drawn
 )->ImageData|None: # None where the collection has too few
     "Other images of the same collection, about n of them"
     task = 'binary' if data.y.is_floating_point() else 'multiclass'
-    try: more = load_data(data.name, 2*len(data.X), seed=data_seed, task=task)
+    try: more = load_collection(name, 2*len(data.X), data_seed, task)
     except ValueError: return None
     seen = {row.numpy().tobytes() for row in data.X}
     rest = [i for i, row in enumerate(more.X) if row.numpy().tobytes() not in seen]
@@ -256,7 +274,7 @@ class Problem:
     @cached_property
     def unseen(self)->ImageData|None:
         "As many images that were not trained on"
-        return unseen_images(self.data, self.experiment.data_seed)
+        return unseen_images(self.experiment.data, self.data, self.experiment.data_seed)
 
     @cached_property
     def scores(self)->dict:
@@ -264,7 +282,7 @@ class Problem:
         return scores_for(self.data)
 
     def objective(self, k:int): # a `ReconstructionObjective`
-        "All that the attacker gets; for kkt and multiclass, k candidates with labels evenly over the classes"
+        "All that the attacker gets; for kkt and multiclass, labels evenly over the classes"
         return make_objective(self.experiment, self.trained.model, self.trained.init, k,
                               self.data.box)
 
@@ -289,7 +307,8 @@ def make_objective(
     options = dict(sharpness=sharpness, shape=shape, chunk_size=chunk_size,
                    box={'pixels': pixels, 'unit': (-1., 1.), 'none': None}[e.box],
                    box_weight=.1 if e.box_weight is None and e.method == 'ntk' else e.box_weight)
-    if e.method == 'ntk': return NTKObjective(model, copy.deepcopy(init).to(dtype), tangent=e.tangent, **options)
+    if e.method == 'ntk':
+        return NTKObjective(model, copy.deepcopy(init).to(dtype), tangent=e.tangent, **options)
     options |= dict(lam_min=e.lam_min, scale=1/k if e.share else 1.)
     each = torch.arange(k, device=next(model.parameters()).device)
     if e.method == 'kkt': return KKTObjective(model, each % 2*2. - 1, **options)
@@ -336,7 +355,9 @@ def prepare(
 )->Problem:
     "Load the images and train, or find the network in the cache"
     device, task = pick_device(e.device), 'multiclass' if e.method == 'multiclass' else 'binary'
-    data = load_data(e.data, e.n, seed=e.data_seed, task='binary' if e.data == 'faces' else task)
+    data = load_collection(e.data, e.n, e.data_seed, task)
+    require(e.method == 'multiclass' or data.y.is_floating_point(), 'method', repr(e.method),
+            f"'multiclass' for the classes of {e.data}", 'use two classes, or method multiclass')
     return Problem(e, data, train(e, data, device, cache, progress), device)
 
 # %% ../nbs/support/runs.ipynb #490feb11
@@ -464,8 +485,9 @@ def environment(device:torch.device)->dict:
     "What ran this: versions and device"
     from samplesplit_nb import __version__
     import skimage
+    threads = torch.get_num_threads()
     name = (torch.cuda.get_device_name(device) if device.type == 'cuda'
-            else f'{platform.machine()} CPU, {torch.get_num_threads()} threads')
+            else f'{platform.machine()} CPU, {threads} thread{"s"*(threads > 1)}')
     return dict(samplesplit_nb=__version__, python=platform.python_version(),
                 torch=torch.__version__, numpy=np.__version__,
                 scikit_image=skimage.__version__, device=name)
@@ -481,10 +503,10 @@ def run(
     e:Experiment,
     names:tuple=('plain', 'split'), # of the runs, in order; controls come after these two
     known:dict=None, # a record of the same experiment, to add to
-    cache:Path=None, # folder for trained networks and for the state of runs under way; None: nothing is kept
+    cache:Path=None, # folder for networks and the state of runs under way; None: nothing is kept
     progress:bool=False # progress bars
 )->Result:
-    "Train, forget, and reconstruct: without and with splitting from the same start and with equal steps, and the controls asked for"
+    "Train, forget, and reconstruct: from the same start and with equal steps, without and with splitting; controls"
     problem, runs = prepare(e, cache, progress), {}
     done = dict((known or {}).get('runs', {}))
     folder = None if cache is None else Path(cache)/f'runs-{fingerprint(e)}'
@@ -519,7 +541,10 @@ class MissingResult(FileNotFoundError):
 def _usable(e, path, names):
     "(the saved record if it is of this experiment, the runs it lacks, what is wrong)"
     if not path.exists(): return None, names, 'is missing'
-    saved = load_json(path)
+    try: saved = load_json(path)
+    except ValueError: saved = None
+    if not isinstance(saved, dict) or not {'config', 'fingerprint', 'runs'} <= set(saved):
+        return None, names, 'is no record'
     if saved['fingerprint'] != fingerprint(e):
         other = [k for k, v in config(e).items() if saved['config'].get(k) != v and k != 'device']
         return None, names, f'was made with another {", ".join(other)}'
@@ -542,7 +567,8 @@ def load_or_run(
         saved, lacks, wrong = None, names, wrong if lacks else 'has no images beside it'
     if not lacks: return saved
     if not run_missing: raise MissingResult(
-        f'{path} {wrong}: make it by `samplesplit experiment` or with run_missing=True')
+        f'{path} {wrong}: make it by `samplesplit figure` or `samplesplit experiment`, '
+        'or with run_missing=True')
     result = run(e, lacks, saved, cache, progress)
     if images: save_arrays(path.with_suffix('.npz'), **shown_images(result.problem, result.runs))
     save_json(path, result.record) # the last thing to happen: a file is a whole record
@@ -573,7 +599,8 @@ def rows(
         out.append(dict(
             method=name, k_start=r['k_start'], k_end=r['k_end'], steps=r['steps'],
             seconds=r['timing']['seconds'], loss=r['curve']['loss'][-1],
-            **summarize(as_tensor(r['scores'][score]), base['nearest_other'], reference, SCORES[score])))
+            **summarize(as_tensor(r['scores'][score]), base['nearest_other'], reference,
+                        SCORES[score])))
     for name, scores in base.items():
         row = dict(method=f"baseline: {name.replace('_', ' ')}",
                    **summarize(scores, base['nearest_other'], score=SCORES[score]))

@@ -346,7 +346,7 @@ def test_a_full_disk_by_the_kernel(trained, tmp_path):
 def test_a_module_with_colours_and_with_classes(tmp_path, cli, monkeypatch):
     "C H W inputs get the images turned round; labels beyond the outputs are refused"
     import torch
-    from samplesplit_nb import data as source
+    from samplesplit_nb import data as source, runs
     (tmp_path/'own_colours.py').write_text("import torch\ndef three(): return torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8, stride=8), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(32, 3))\n")
     monkeypatch.chdir(tmp_path); monkeypatch.syspath_prepend(tmp_path)
     images = torch.rand(12, 32, 32, 3, generator=torch.Generator().manual_seed(0)).double()
@@ -355,13 +355,13 @@ def test_a_module_with_colours_and_with_classes(tmp_path, cli, monkeypatch):
     net = own_colours.three()
     torch.save(net.state_dict(), 'w.pt')
     words = ['certify', '--weights', 'w.pt', '--module', 'own_colours:three', '--shape', '3', '32', '32', '--data', 'cifar10', '-n', '12', '--json', '--device', 'cpu']
-    monkeypatch.setattr(source, 'load_data', lambda *_, **__: three)
+    monkeypatch.setattr(runs, 'load_collection', lambda *_, **__: three)
     status, out, err = cli(*words)
     assert status == 0, err
     logits = net(images.permute(0, 3, 1, 2).float())
     assert json.loads(out)['margins']['right'] == int((logits.argmax(1) == three.y).sum())
     import dataclasses
-    monkeypatch.setattr(source, 'load_data', lambda *_, **__: dataclasses.replace(three, y=torch.arange(12) % 4))
+    monkeypatch.setattr(runs, 'load_collection', lambda *_, **__: dataclasses.replace(three, y=torch.arange(12) % 4))
     mistake(cli(*words), 'at most 3 classes')
 
 

@@ -1,0 +1,183 @@
+"Experiments: killed at any moment and run again, the record is the same; saved files are trusted only if they are of that very experiment"
+import json, os, signal, subprocess, sys, time
+from dataclasses import replace
+from pathlib import Path
+import numpy as np
+import pytest, torch
+from samplesplit_nb import experiments, runs
+from samplesplit_nb.experiments import FIGURES, SEEDS, STUDIES, findings, get_study, over_seeds, paper_figure, representative, top_by_rule, verdict
+from samplesplit_nb.runs import Experiment, MissingResult, fingerprint, load_or_run, published, rows
+from samplesplit_nb.storage import load_arrays
+
+# argv: folder, method. Checkpoints often, and lingers before the record gets its name, so that the parent can kill it there
+SCRIPT = '''
+import os, sys, time, torch
+from pathlib import Path
+from samplesplit_nb import runs, storage
+torch.set_num_threads(1)
+folder, method = Path(sys.argv[1]), sys.argv[2]
+Checkpoint, replace = runs.Checkpoint, os.replace
+runs.Checkpoint = lambda path, **_: Checkpoint(path, every_steps=5, every_seconds=None)
+def lingering(old, new):
+    if Path(new).name == 'here.json' and len(sys.argv) > 3:
+        (folder/'saving').touch()
+        time.sleep(60)
+    replace(old, new)
+os.replace = lingering
+settings = dict(n=6, k=6, width=40, steps=120, splits=2, evaluations=12, device='cpu', lam_min=None if method == 'ntk' else 0.)
+training = dict(ntk=dict(training='descent', training_steps=400, training_lr=1e-3), kkt=dict(training='margin', training_steps=300))[method]
+runs.load_or_run(runs.Experiment(method=method, **settings, **training), folder/'here.json', ('plain', 'split', 'random both'), images=True, cache=folder/'cache')
+'''
+
+
+def start(folder, *words): return subprocess.Popen([sys.executable, '-c', SCRIPT, str(folder), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+
+
+def same_everywhere(path):
+    "The record without what depends on the machine and the hour"
+    record = json.loads(path.read_text())
+    del record['environment']
+    for r in record['runs'].values(): del r['timing']
+    return record
+
+
+@pytest.mark.parametrize('method', ['ntk', 'kkt'])
+def test_killed_in_training_in_reconstruction_and_in_a_save(tmp_path, method):
+    "The promise of the experiment engine: the same json as an uninterrupted run, time and host fields apart"
+    alone, killed = tmp_path/'alone', tmp_path/'killed'
+    alone.mkdir(); killed.mkdir()
+    finish(start(alone, method))
+    moments = ['cache/training-*-state.safetensors', 'cache/runs-*/plain.safetensors', 'cache/runs-*/split.safetensors', 'saving']
+    for moment in moments:
+        process = start(killed, method, 'linger')
+        while process.poll() is None and not list(killed.glob(moment)): time.sleep(.002)
+        assert process.poll() is None, f'{moment} was not seen before the end: {process.stderr.read()}'
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close(); process.stderr.close()
+        assert not (killed/'here.json').exists()
+    finish(start(killed, method))
+    assert same_everywhere(killed/'here.json') == same_everywhere(alone/'here.json')
+    a, b = (load_arrays(folder/'here.npz') for folder in (alone, killed))
+    assert all(np.array_equal(a[name], b[name]) for name in a) and len(a['samples']) == 6
+    assert not list(killed.glob('cache/runs-*')) and not list(killed.glob('cache/*-state.safetensors'))
+
+
+TINY = Experiment(n=4, k=4, width=10, steps=12, splits=1, evaluations=3, device='cpu', num_matvecs=3)
+
+
+def test_a_damaged_or_foreign_record_is_not_used(tmp_path):
+    path = tmp_path/'r.json'
+    whole = load_or_run(TINY, path, images=True)
+    assert load_or_run(TINY, path, run_missing=False) == whole
+    for text in ('', '{"config": 1', '[]', '{"fingerprint": "0"}'):
+        path.write_text(text)
+        with pytest.raises(MissingResult, match='is no record'): load_or_run(TINY, path, run_missing=False)
+    again = load_or_run(TINY, path)
+    assert again['runs']['split']['scores'] == whole['runs']['split']['scores']
+    path.with_suffix('.npz').unlink()
+    with pytest.raises(MissingResult, match='no images'): load_or_run(TINY, path, images=True, run_missing=False)
+    with pytest.raises(MissingResult, match='with another steps, seed'): load_or_run(replace(TINY, seed=3, steps=13), path, run_missing=False)
+
+
+def test_every_setting_but_the_device_changes_the_fingerprint():
+    other = dict(data='mnist', n=5, data_seed=1, method='kkt', width=11, training='descent', training_steps=7, training_lr=.5, k=9, steps=99, optimizer='sgd', lr=.3, lr_multipliers=.1,
+                 cycles=2, warmup=3, start_scale=.4, start_multipliers=(0., 1.), sharpness='loo', tangent='both', box='unit', box_weight=2., lam_min=.1, share=True, splits=2, split_every=7,
+                 threshold=-.5, relative=False, max_fraction=.3, at_once=1, eta_max=.2, num_matvecs=4, seed=5, device='cuda', dtype='float64', evaluations=5)
+    base = Experiment(training='descent', training_steps=5)  # so that each alone is allowed
+    assert set(other) == {f for f in Experiment.__dataclass_fields__}
+    own = fingerprint(base)
+    for name, value in other.items():
+        if name == 'training': continue  # 'exact' wants training_steps=0
+        assert (fingerprint(replace(base, **{name: value})) == own) == (name == 'device'), name
+    assert fingerprint(Experiment()) != own
+
+
+def test_a_table_by_hand():
+    "Improved, beat nearest other, mean: counted on paper"
+    record = dict(config=dict(n=3), baselines={'SSIM': dict(mean_image=[.1, .1, .1], nearest_other=[.3, .3, .3])},
+                  runs={name: dict(k_start=2, k_end=k, steps=5, timing=dict(seconds=1.), curve=dict(loss=[2., 1.]), scores={'SSIM': s})
+                        for name, k, s in (('plain', 2, [.2, .4, .6]), ('split', 3, [.5, .3, .7]))})
+    plain, split, mean, other = rows(record)
+    assert (split['improved'], split['beat_nearest_other'], plain['beat_nearest_other']) == (2, 2, 2)
+    assert abs(split['mean'] - .5) < 1e-12 and 'improved' not in plain and 'beat_nearest_other' not in other
+
+
+def record_with(before, after, name='L2'):
+    return dict(config=dict(n=len(before), data='faces'), baselines={name: {}}, runs={'plain': dict(scores={name: before}, k_start=3), 'split': dict(scores={name: after})})
+
+
+def test_grids_show_what_the_rule_says():
+    "Of those that pass in either run the best, most improved first; the ten best where none passes"
+    record = record_with([1., 2.5, 9., 2.9, 5.], [1.5, 2., 2.8, 9., 4.])
+    images = dict(samples=np.arange(5))
+    places, passing = top_by_rule(record, images, 25)
+    assert passing == 4 and places.tolist() == [2, 1, 0, 3]
+    assert top_by_rule(record, images, 2)[0].tolist() == [1, 0]
+    places, passing = top_by_rule(record_with([7.]*12, [6. + i for i in range(12)]), dict(samples=np.arange(12)), 25)
+    assert passing == 0 and places.tolist() == list(range(10))
+
+
+def test_representative_samples_are_chosen_by_rule():
+    assert list(representative(record_with([5., 5., 5., 5., 5.], [4., 6., 1., 5., 9.])).values()) == [2, 3, 4]
+    assert representative(record_with([.5, .5, .5], [.4, .9, .5], 'SSIM')) == {'most improved': 1, 'median': 2, 'most harmed': 0}
+
+
+def test_intervals_and_verdicts():
+    one = torch.tensor([1., 1, 1, 1, 0])
+    mean, low, high = over_seeds([one, one, one])
+    assert low < mean < high and abs(mean - .8) < 1e-12
+    assert over_seeds([torch.tensor([])]) is None and over_seeds([torch.tensor([.3])])[:2] == pytest.approx((.3, .3))
+    assert [verdict(v, 0.) for v in ((1, .1, 2), (-1, -2, 0.), (1, -1, 3))] == ['yes', 'no', 'open']
+
+
+def test_every_figure_names_experiments_that_exist_at_every_scale():
+    assert sorted(FIGURES) == list(range(1, 15))
+    for figure in FIGURES.values():
+        for panel in figure.panels:
+            name, label = panel.split('/')
+            for scale in SEEDS: assert get_study(name, scale).experiment(label, 0).steps > 0
+    assert {c.figure for c in experiments.CLAIMS} == set(FIGURES)
+
+
+def test_what_was_not_run_stays_empty(tmp_path):
+    found = findings('paper', root=tmp_path)
+    assert found and not any('ours' in row or 'reproduced' in row for row in found)
+    assert '| not run |' in experiments.findings_table(found)
+    with pytest.raises(MissingResult, match='is missing'): paper_figure(2, 'paper', tmp_path, run_missing=False)
+
+
+def test_published_settings_are_those_of_the_paper():
+    loo, haim = Experiment(n=100, k=200, **published('loo-ntk')), Experiment(data='mnist', n=500, k=1000, **published('haim-mnist-1'))
+    assert (loo.steps, loo.period, loo.splits, loo.threshold, loo.relative, loo.eta_max, loo.num_matvecs, loo.max_fraction) == (80_000, 20_000, 3, -.1, False, .01, 20, .5)
+    assert (haim.steps, haim.splits, haim.lr, haim.lam_min, haim.sharpness, haim.optimizer) == (50_000, 2, .030524, .44705, (149.866, 149.866), 'sgd')
+
+
+RESULTS = Path(__file__).parent.parent/'results'
+
+
+@pytest.mark.parametrize('name', STUDIES)
+def test_saved_results_are_whole_and_of_these_settings(name):
+    "Everything that the notebook shows at scale small is there, and follows from its own scores"
+    study = get_study(name, 'small')
+    for label in study.experiments:
+        for record in study.records(label, RESULTS, run_missing=False):
+            for run in study.runs:
+                r = record['runs'][run]
+                assert all(len(s) == record['config']['n'] for s in r['scores'].values())
+                first = next(iter(record['baselines']))
+                assert r['evaluations']['scores'][-1] == r['scores'][first]  # the last look is the score
+                if run in ('plain', 'split'): assert r['steps'] == record['config']['steps']  # equal budgets
+
+
+def test_splitting_helps_the_demo_as_the_readme_says():
+    "Seeds 0-4, equal steps: splitting lowers the mean L2 by at least 40 % and improves at least 17 of 20 samples in the median seed"
+    study = get_study('controls', 'small')
+    tables = [{row['method']: row for row in rows(r)} for r in study.records('half', RESULTS, run_missing=False)]
+    assert len(tables) == 5
+    assert np.median([1 - t['split']['mean']/t['plain']['mean'] for t in tables]) >= .4 and np.median([t['split']['improved'] for t in tables]) >= 17

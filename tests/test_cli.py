@@ -30,11 +30,10 @@ def test_demo_writes_everything_and_repeats_itself(tmp_path):
         results.append((json.loads((tmp_path/name/'metrics.json').read_text()), dict(np.load(tmp_path/name/'reconstruction.npz'))))
     (a, arrays), (b, same) = results
     for r in (a, b):
-        for row in r['table']: row.pop('seconds', None)
-        for run in r['runs'].values(): run['curve'].pop('seconds')
+        for run in r['runs'].values(): run.pop('timing')
     assert a == b
     for key in arrays: assert np.array_equal(arrays[key], same[key]), key
-    assert a['config']['seed'] == 3 and a['environment']['torch'] and len(a['runs']['split']['splits']) == 2
+    assert a['config']['seed'] == a['config']['data_seed'] == 3 and a['environment']['torch'] and len(a['runs']['split']['splits']) == 2
     assert arrays['x_plain'].shape == (2, 625) and arrays['X'].shape == (4, 625) and len(arrays['x_split']) == len(arrays['lam_split']) >= 2
 
 
@@ -49,17 +48,17 @@ def test_controls_split_as_often_as_the_run_they_explain(tmp_path):
 
 @pytest.mark.parametrize('words,says', [(['--k', '0'], 'k=0'), (['--n', '201'], 'n=201'), (['--width', '0'], 'width=0'), (['--steps', '3'], 'splits=3'), (['--splits', '-1'], 'splits=-1'),
                                         (['--device', 'abacus'], 'device=abacus'), (['--device', 'cuda:99'], 'device=cuda:99')])
-def test_mistakes_are_one_line_with_a_remedy(words, says, tmp_path):
-    done = samplesplit('demo', *words, '--out', str(tmp_path/'o'))
-    assert done.returncode == 2 and says in done.stderr and done.stderr.startswith('samplesplit: ')
-    assert len(done.stderr.strip().splitlines()) == 1 and 'Traceback' not in done.stderr
+def test_mistakes_are_one_line_with_a_remedy(words, says, tmp_path, cli):
+    status, _, err = cli('demo', *words, '--out', tmp_path/'o')
+    assert status == 2 and says in err and err.startswith('samplesplit: ')
+    assert len(err.strip().splitlines()) == 1 and 'Traceback' not in err
 
 
-def test_an_output_that_cannot_be_a_folder_is_refused_before_the_work(tmp_path):
+def test_an_output_that_cannot_be_a_folder_is_refused_before_the_work(tmp_path, cli):
     (tmp_path/'file').write_text('precious')
     for out in ('file', 'file/below'):
-        done = samplesplit('demo', '--out', str(tmp_path/out))
-        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and 'Training' not in done.stdout
+        status, said, err = cli('demo', '--out', tmp_path/out)
+        assert status == 2 and len(err.strip().splitlines()) == 1 and 'Training' not in said
     assert (tmp_path/'file').read_text() == 'precious'
 
 
@@ -136,7 +135,7 @@ def test_help_answers_at_once():
     code = "import sys; from samplesplit_nb.cli import main\ntry: main(['--help'])\nfinally: assert not {'torch', 'numpy', 'matplotlib'} & set(sys.modules)"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for command in ('demo', 'train', 'reconstruct', 'evaluate', 'certify'): assert command in done.stdout
+    for command in ('demo', 'figure', 'experiment', 'train', 'reconstruct', 'evaluate', 'certify'): assert command in done.stdout
 
 
 def test_train_reconstruct_evaluate_from_files_alone(trained, tmp_path):
@@ -255,7 +254,19 @@ def test_a_module_of_ones_own(tmp_path, cli, monkeypatch):
     status, out, err = cli(*words, *own, '--shape', '1', '25', '25', '--data', 'faces', '-n', '4')
     assert status == 0 and 'network: Net; 205 parameters' in out, err
     status, out, _ = cli('certify', '--weights', 'w.pt', *own, '--shape', '1', '25', '25', '--json', '--device', 'cpu')
-    assert status == 0 and json.loads(out)['network']['homogeneous'] is None
+    assert status == 0 and json.loads(out)['network']['homogeneous'] is None and 'margins' not in json.loads(out)
+    status, out, err = cli('certify', '--weights', 'w.pt', *own, '--shape', '1', '25', '25', '--data', 'faces', '-n', '4', '--json', '--device', 'cpu')
+    record = json.loads(out)
+    from samplesplit_nb.data import load_data
+    faces, net = load_data('faces', 4), own_net_for_test.small()
+    net.load_state_dict(torch.load('w.pt', weights_only=True))
+    X = faces.X.float().view(4, 1, 25, 25).requires_grad_(False)
+    margins = faces.y.float()*net(X)[:, 0]
+    assert abs(record['margins']['least'] - margins.min().item()) < 1e-6 and record['margins']['right'] == int((margins > 0).sum())
+    grads = torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(m, list(net.parameters()), retain_graph=True)]) for m in margins]).double()
+    theta = torch.cat([p.detach().flatten() for p in net.parameters()]).double()
+    from scipy.optimize import nnls  # by hand: the distance of theta from the cone of the margins' gradients
+    assert abs(record['stationarity']['residual'] - nnls(grads.T.numpy(), theta.numpy())[1]/theta.norm().item()) < 1e-5
 
 
 def test_what_is_wrong_with_a_file(tmp_path, cli):
@@ -288,7 +299,8 @@ def test_what_does_not_go_together(trained, tmp_path, cli):
                         ([*own, '--method', 'kkt', '--data', 'mnist'], 'SAMPLESPLIT_DATA'), ([*own, '--method', 'kkt', '--data', 'cats'], "one of")):
         mistake(cli('reconstruct', *words, *([] if '--device' in words else here[:2]), *here[2:]), says)
     mistake(cli('train', '--method', 'ntk', '--data', 'faces', '--steps', '5', *here), '--steps=5')
-    mistake(cli('train', '--method', 'multiclass', '--data', 'faces', *here), 'task=')
+    mistake(cli('train', '--method', 'multiclass', '--data', 'mnist', *here), 'SAMPLESPLIT_DATA')
+    mistake(cli('train', '--method', 'multiclass', '--data', 'faces', '-n', '1', *here), 'n=1')
     mistake(cli('train', '--method', 'kkt', '--data', 'faces', '--width', '0', *here), '--width=0')
     mistake(cli('certify', *own, '--degree', '3', '--device', 'cpu'), '--degree=3')
     (tmp_path/'x.npz').write_text('no'); np.savez(tmp_path/'y.npz', z=np.eye(2)); np.savez(tmp_path/'z.npz', x=np.eye(2))
@@ -331,6 +343,40 @@ def test_a_full_disk_by_the_kernel(trained, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_module_with_colours_and_with_classes(tmp_path, cli, monkeypatch):
+    "C H W inputs get the images turned round; labels beyond the outputs are refused"
+    import torch
+    from samplesplit_nb import data as source, runs
+    (tmp_path/'own_colours.py').write_text("import torch\ndef three(): return torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8, stride=8), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(32, 3))\n")
+    monkeypatch.chdir(tmp_path); monkeypatch.syspath_prepend(tmp_path)
+    images = torch.rand(12, 32, 32, 3, generator=torch.Generator().manual_seed(0)).double()
+    three = source.ImageData(images.flatten(1), torch.arange(12) % 3, torch.zeros(3072).double(), (32, 32, 3), 'cifar10')
+    import own_colours
+    net = own_colours.three()
+    torch.save(net.state_dict(), 'w.pt')
+    words = ['certify', '--weights', 'w.pt', '--module', 'own_colours:three', '--shape', '3', '32', '32', '--data', 'cifar10', '-n', '12', '--json', '--device', 'cpu']
+    monkeypatch.setattr(runs, 'load_collection', lambda *_, **__: three)
+    status, out, err = cli(*words)
+    assert status == 0, err
+    logits = net(images.permute(0, 3, 1, 2).float())
+    assert json.loads(out)['margins']['right'] == int((logits.argmax(1) == three.y).sum())
+    import dataclasses
+    monkeypatch.setattr(runs, 'load_collection', lambda *_, **__: dataclasses.replace(three, y=torch.arange(12) % 4))
+    mistake(cli(*words), 'at most 3 classes')
+
+
+def test_two_classes_of_faces_stand_in_for_ten(tmp_path, cli):
+    few = ['--data', 'faces', '-n', '6', '--device', 'cpu']
+    status, out, err = cli('train', '--method', 'multiclass', *few, '--width', '30', '--steps', '100', '--json', '--out', tmp_path)
+    assert status == 0 and json.loads(out)['network']['widths'][-1] == 2, err
+    own = ['--weights', tmp_path/'model.safetensors']
+    assert json.loads(cli('certify', *own, *few, '--json')[1])['margins']['right'] == 6
+    status, out, err = cli('reconstruct', *own, '--method', 'multiclass', '-k', '6', '--steps', '8', *few, '--json', '--out', tmp_path)
+    assert status == 0 and sorted(np.load(tmp_path/'reconstruction.npz')['labels'][:6]) == [0]*3 + [1]*3, err
+    again = json.loads(cli('evaluate', '--reconstruction', tmp_path/'reconstruction.npz', *few[:4], '--json')[1])
+    assert again['scores'] == json.loads(out)['scores'] and len(again['scores']) == 4
+
+
 def test_a_diverged_run_keeps_what_it_had(trained, tmp_path, cli):
     status, _, err = cli(*attack(trained, '-k', '6', '--steps', '40', '--lr', '1e30', '--out', tmp_path))
     assert status == 3 and 'smaller --lr (now 1e+30)' in err.strip().splitlines()[-1] and 'Traceback' not in err
@@ -347,8 +393,9 @@ def test_chunks_give_the_same_answer(trained, tmp_path, cli):
 
 
 def test_kkt_from_training_to_certificate(tmp_path, cli):
-    status, out, _ = cli('train', '--method', 'kkt', '--data', 'faces', '-n', '6', '--width', '60', '--steps', '200', '--json', '--device', 'cpu', '--out', tmp_path)
+    status, out, err = cli('train', '--method', 'kkt', '--data', 'faces', '-n', '6', '--width', '60', '--steps', '200', '--json', '--device', 'cpu', '--out', tmp_path)
     certificate = json.loads(out)['certificate']
+    assert 'train: 100%' in err and '200/200' in err
     assert status == 0 and json.loads(out) == json.loads((tmp_path/'training.json').read_text())
     own = ['--weights', tmp_path/'model.safetensors']
     status, out, _ = cli('certify', *own, '--data', 'faces', '-n', '6', '--json', '--device', 'cpu')
@@ -360,3 +407,129 @@ def test_kkt_from_training_to_certificate(tmp_path, cli):
     assert json.loads(out)['stationarity']['residual'] > 1.5*certificate['stationarity']  # negative control: other faces
     status, out, _ = cli('reconstruct', *own, '--method', 'kkt', '-k', '12', '--steps', '20', '--device', 'cpu', '--out', tmp_path)
     assert status == 0 and 'half' not in out and sorted(np.load(tmp_path/'reconstruction.npz')['labels'][:12]) == [-1]*6 + [1]*6
+
+
+# the paper's experiments, at scale smoke
+
+def smoke(folder): return ['--scale', 'smoke', '--results', folder/'results', '--cache', folder/'cache']
+
+
+def test_a_figure_from_nothing_then_from_its_files(tmp_path):
+    "Each a process of its own"
+    words = list(map(str, ['figure', '1', *smoke(tmp_path), '--out', tmp_path/'figures', '--device', 'cpu']))
+    done = samplesplit(*words)
+    assert done.returncode == 0, done.stderr
+    assert 'the paper: most of the top 25 improve (21 of 25 = 0.84 (both))' in done.stdout and 'figure01/cifar10' in done.stdout
+    assert 'plain: 100%' in done.stderr and 'split: 100%' in done.stderr
+    picture = (tmp_path/'figures'/'figure01-smoke.png').read_bytes()
+    assert picture[:4] == b'\x89PNG'
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path/'results').rglob('*')}
+    assert sorted(p.name for p in before if p.is_file()) == ['cifar10-seed0.json', 'cifar10-seed0.npz', 'mnist-seed0.json', 'mnist-seed0.npz']
+    done = samplesplit(*words, '--no-run')
+    assert done.returncode == 0 and done.stderr == '' and 'Running' not in done.stdout
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path/'results').rglob('*')}
+    assert (tmp_path/'figures'/'figure01-smoke.png').read_bytes() == picture
+
+
+def test_a_figure_as_json(tmp_path, cli):
+    words = ['figure', '3', *smoke(tmp_path), '--out', tmp_path, '--json', '--device', 'cpu']
+    status, out, err = cli(*words)
+    assert status == 0, err
+    found = json.loads(out)
+    assert (found['command'], found['figure'], found['scale'], Path(found['path'])) == ('figure', 3, 'smoke', tmp_path/'figure03-smoke.png')
+    assert len(found['findings']) == 6 and {r['figure'] for r in found['findings']} == {3}
+    for row in found['findings']: assert row['seeds'] == 1 and len(row['ours']) == 3 and row['reproduced'] in ('yes', 'no', 'open')
+    status, out, err = cli(*words, '--no-run')
+    assert (status, json.loads(out), err) == (0, found, '')
+
+
+def test_a_study_with_its_controls(tmp_path, cli):
+    status, out, err = cli('experiment', 'controls', *smoke(tmp_path), '--device', 'cpu')
+    assert status == 0, err
+    for words in ('half, L2: without splitting', 'few, L2: with splitting', 'half, L2: random direction', 'half, L2: plain, equal seconds'): assert words in out
+    assert f"2 files in {tmp_path/'results'/'controls'/'smoke'}" in out and max(map(len, out.splitlines()[:-1])) <= 100
+    status, out, err = cli('experiment', 'controls', *smoke(tmp_path), '--no-run', '--json')
+    found = json.loads(out)
+    assert status == 0 and err == '' and [e['label'] for e in found['experiments']] == ['half', 'few']
+    saved = json.loads(Path(found['files'][0]).read_text())['runs']
+    for name, run in found['experiments'][0]['runs'].items():
+        scores, plain = (np.array(saved[n]['scores']['L2']) for n in (name, 'plain'))
+        assert abs(run['means'][0] - scores.mean()) < 1e-9
+        if name != 'plain': assert abs(run['mean'] - (plain - scores).mean()) < 1e-6 and run['low'] <= run['mean'] <= run['high']
+    one = json.loads(cli('experiment', 'figure11', *smoke(tmp_path), '--json', '--device', 'cpu')[1])
+    assert len(one['files']) == 6 and all(Path(f).with_suffix('.npz').exists() for f in one['files'])
+
+
+def test_the_device_asked_for_is_the_one_that_runs(tmp_path, cli, monkeypatch):
+    from samplesplit_nb import runs
+    seen, pick = [], runs.pick_device
+    monkeypatch.setattr(runs, 'pick_device', lambda name: seen.append(name) or pick('cpu'))
+    assert cli('experiment', 'figure09', *smoke(tmp_path), '--device', 'cuda:7')[0] == 0
+    assert cli('figure', '9', *smoke(tmp_path), '--device', 'cuda:8', '--out', tmp_path)[0] == 0
+    assert seen == ['cuda:7', 'cuda:8']  # figure 9 shows one experiment more than figure09 holds
+    monkeypatch.setattr(runs, 'pick_device', pick)
+    assert cli('experiment', 'figure09', *smoke(tmp_path), '--device', 'cuda:99')[0] == 0  # nothing to compute
+    for words in (['figure', '3', '--out', tmp_path], ['experiment', 'figure03']):
+        mistake(cli(*words, *smoke(tmp_path), '--device', 'cuda:99'), 'device=cuda:99', '--device auto')
+
+
+def test_a_killed_study_goes_on(tmp_path, cli, monkeypatch):
+    from samplesplit_nb import runs
+    whole, cut = tmp_path/'whole', tmp_path/'cut'
+    assert cli('experiment', 'figure03', *smoke(whole), '--device', 'cpu')[0] == 0
+    attack = runs.attack
+    def interrupted(problem, name, **kw):
+        if name == 'split' and problem.experiment.k == 18: raise KeyboardInterrupt
+        return attack(problem, name, **kw)
+    monkeypatch.setattr(runs, 'attack', interrupted)
+    status, _, err = cli('experiment', 'figure03', *smoke(cut), '--device', 'cpu')
+    assert status == 130 and err.strip().splitlines()[-1] == 'samplesplit: interrupted; the same command goes on from there'
+    assert [p.name for p in (cut/'results').rglob('*.json')] == ['mnist-1n-seed0.json']
+    monkeypatch.setattr(runs, 'attack', attack)
+    assert cli('experiment', 'figure03', *smoke(cut), '--device', 'cpu')[0] == 0
+    for name in ('mnist-1n-seed0.json', 'mnist-3n-seed0.json'):
+        a, b = (json.loads((f/'results'/'figure03'/'smoke'/name).read_text()) for f in (whole, cut))
+        for record in (a, b):
+            for run in record['runs'].values(): run.pop('timing')
+        assert a == b
+
+
+def test_mistakes_about_figures_and_studies(tmp_path, cli, monkeypatch):
+    import torch
+    from samplesplit_nb import runs
+    (tmp_path/'file').write_text('precious')
+    own, out = smoke(tmp_path), ['--out', tmp_path/'figures']
+    for words, says in ((['figure', '0', *own], ('figure=0', '1 to 14')), (['figure', '15', *own], ('figure=15',)), (['figure', '3', *own, '--scale', 'huge'], ("scale='huge'", 'smoke')),
+                        (['experiment', 'figure02', *own], ("study='figure02'", 'figure01')), (['experiment', 'controls', *own, '--scale', 'paper'], ("scale='paper'", "'small'")),
+                        (['figure', '1', *own, '--no-run'], ('cifar10-seed0.json is missing', 'samplesplit experiment')), (['experiment', 'controls', *own, '--no-run'], ('half-seed0.json is missing', 'samplesplit experiment'))):
+        mistake(cli(*words, *(out if words[0] == 'figure' else [])), *says)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['file']  # a mistake leaves nothing behind
+    for words, says in ((['figure', '1', '--scale', 'small'], 'SAMPLESPLIT_DATA'), (['experiment', 'figure01', '--scale', 'paper'], 'mnist.npz')):
+        monkeypatch.setenv('SAMPLESPLIT_DATA', str(tmp_path))
+        mistake(cli(*words, *own[2:], '--device', 'cpu', *(out if words[0] == 'figure' else [])), says, 'not found: put', 'SAMPLESPLIT_DATA')
+    for words in (['figure', '3', *own, '--out', tmp_path/'file'], ['figure', '3', *own, *out, '--results', tmp_path/'file'], ['figure', '3', *own, *out, '--cache', tmp_path/'file'],
+                  ['experiment', 'figure03', *own, '--results', tmp_path/'file'/'below'], ['experiment', 'figure03', *own, '--cache', tmp_path/'file']):
+        mistake(cli(*words, '--device', 'cpu'), 'file', 'choose another')
+    if os.path.isdir('/proc'):
+        for option in ('--results', '--cache'): mistake(cli('experiment', 'figure03', *own, option, '/proc/samplesplit', '--device', 'cpu'), '/proc/samplesplit')
+    assert (tmp_path/'file').read_text() == 'precious' and not list((tmp_path/'results').rglob('*.json'))
+    def fails(error):
+        def call(*_, **__): raise error
+        return call
+    for words in (['figure', '3', *own, *out], ['experiment', 'figure03', *own]):
+        words = [*words, '--device', 'cpu']
+        with monkeypatch.context() as m:
+            m.setattr(os, 'replace', fails(OSError(28, 'No space left on device')))
+            mistake(cli(*words), 'no room left', '--results', '--cache')
+        for error in (torch.OutOfMemoryError('CUDA out of memory'), MemoryError()):
+            with monkeypatch.context() as m:
+                m.setattr(runs, 'attack', fails(error))
+                mistake(cli(*words), 'out of memory', '--device cpu', '--scale')
+    for words in (['figure'], ['figure', 'one'], ['experiment'], ['figure', '1', '--scales', 'smoke']): assert cli(*words)[0] == 2
+
+
+def test_each_preset_has_a_line_of_help(cli):
+    from samplesplit_nb.experiments import STUDIES
+    status, out, _ = cli('experiment', '--help')
+    assert status == 0
+    for name in STUDIES: assert f'\n  {name} ' in out

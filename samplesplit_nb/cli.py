@@ -535,20 +535,6 @@ def _set_up(args):
                            rule=None if args.no_split or not e.splits else e.rule)
 
 # %% ../nbs/support/cli.ipynb #22c22c73
-def _thin(history, most=100):
-    "At most so many entries, the last one included, rounded"
-    keep = sorted({*range(0, len(history.step), -(-len(history.step)//most) or 1),
-                   len(history.step) - 1} - {-1})
-    sig = lambda v: float(f'{v:.4g}')
-    return dict(step=[history.step[i] for i in keep], loss=[sig(history.loss[i]) for i in keep],
-                k=[history.num_candidates[i] for i in keep],
-                seconds=[round(history.seconds[i], 2) for i in keep])
-
-def _split_rows(splits):
-    return [dict(step=s.step, k=s.num_candidates, split=len(s.chosen), eta=s.eta,
-                 lambda_min=s.values.min().item(), loss_before=s.loss_before,
-                 loss_after=s.loss_after, result=s.result) for s in splits]
-
 def _candidates_figure(x, lam, shape, most=60):
     "The candidates with the largest multipliers"
     from samplesplit_nb.figures import image_grid
@@ -578,7 +564,7 @@ def _matches_figure(rows, data, most=30):
 def _save_attack(args, out, setup, found, say):
     "Write all files of a reconstruction and return its record"
     import numpy as np
-    from samplesplit_nb.runs import reconstruct_options, unseen_images
+    from samplesplit_nb.runs import reconstruct_options, split_row, thin, unseen_images
     from samplesplit_nb.storage import save_arrays, save_figure, save_json
     x, lam, origins = found.x.cpu(), found.lam.cpu(), found.origins.cpu()
     own = getattr(setup.objective, 'labels', None)
@@ -593,8 +579,8 @@ def _save_attack(args, out, setup, found, say):
         settings=dict(k=e.k, steps=e.steps, lr=e.lr, chunk_size=args.chunk_size,
                       lr_multipliers=reconstruct_options(e, e.k)['lr_multipliers'],
                       rule=None if setup.rule is None else repr(setup.rule), split_every=e.period),
-        result=found.result, candidates=len(x), history=_thin(found.history),
-        splits=_split_rows(found.splits))
+        result=found.result, candidates=len(x), history=thin(found.history, 100, timed=True),
+        splits=[split_row(s) for s in found.splits])
     written = ['reconstruction.npz', 'reconstruction.json']
     if setup.data is not None:
         record |= dict(data=_about_data(args, setup.data),

@@ -20,8 +20,8 @@ from .checks import require
 from .figures import COLORS, grid_size, image_grid, mark_splits, plot_curve, plot_pairs
 from .metrics import Score, paired, paired_over_seeds, top_samples
 from .runs import (
-    CONTROLS, OURS, SCORES, Experiment, MissingResult, Problem, Result, Run, format_table,
-    load_or_run, prepare, published, rows, run, score_name, shown_images)
+    CONTROLS, OURS, SCORES, Experiment, MissingResult, Result, load_or_run, published,
+    score_name, shown_images)
 from .storage import load_arrays, save_arrays, save_figure, save_json
 
 # %% ../nbs/04_experiments.ipynb #a31b1cb2
@@ -50,13 +50,13 @@ def grid_figure(
     name = score_name(record)
     samples = np.arange(len(images['samples'])) if samples is None else np.asarray(samples)
     who, lines = images['samples'][samples], [('training', images['training'][samples]/255, None)]
-    for which, label in (('plain', 'without'), ('split', 'with splitting')):
+    for which, label in (('plain', 'without'), ('split', 'splitting')):
         scores = np.array(record['runs'][which]['scores'][name])[who]
         lines.append((label, images[which][samples]/255, scores))
     if title is None: title = f'Best first, {name} below ({caption(record)})'
     return image_grid(lines, title, columns, fig)
 
-# %% ../nbs/04_experiments.ipynb #bc60fd29
+# %% ../nbs/04_experiments.ipynb #75a5e906
 def curves(
     axs, # two axes: the objective, the mean score
     records:list, # the same experiment over seeds; the first is drawn bold
@@ -105,7 +105,7 @@ def save_result(
     return [out/name for name in ('reconstructions.png', 'loss.png', 'metrics.json',
                                   'reconstruction.npz')]
 
-# %% ../nbs/04_experiments.ipynb #87ad7a6e
+# %% ../nbs/04_experiments.ipynb #f2387c37
 SCALES = ('smoke', 'small', 'paper')
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Study:
         "Arrays of the first seed, see `shown_images`"
         return load_arrays(self.path(label, self.seeds[0], root).with_suffix('.npz'))
 
-# %% ../nbs/04_experiments.ipynb #f17bb442
+# %% ../nbs/04_experiments.ipynb #ed44cd07
 FACES = dict(smoke=dict(n=6, k=4, width=30, steps=40, splits=1, evaluations=4), small={})
 
 def _controls(scale):
@@ -153,7 +153,7 @@ def _controls(scale):
                  seeds=tuple(range(5 if scale == 'small' else 1)),
                  runs=('plain', 'split', *CONTROLS), draw=True)
 
-# %% ../nbs/04_experiments.ipynb #4c570e8f
+# %% ../nbs/04_experiments.ipynb #2afea419
 def _unknown_n(scale):
     "k from n/2 to 4n, on faces"
     base = Experiment(**FACES[scale] | (dict(steps=2000) if scale == 'small' else {}))
@@ -161,7 +161,10 @@ def _unknown_n(scale):
     return Study('unknown-n', scale, {f'k{k}': replace(base, k=k) for k in ks},
                  seeds=tuple(range(3 if scale == 'small' else 1)), draw=True)
 
-def interval_text(mean, low, high): return f'{mean:.2f} [{low:.2f}, {high:.2f}]'
+def interval_text(mean, low, high):
+    "The mean and its interval, without a minus before zero"
+    mean, low, high = (round(v, 2) + 0. for v in (mean, low, high))
+    return f'{mean:.2f} [{low:.2f}, {high:.2f}]'
 
 def improvement(
     records:list, # of one experiment over seeds
@@ -173,7 +176,7 @@ def improvement(
     runs = [tuple(r['runs'][which]['scores'][score] for which in (before, after)) for r in records]
     return paired_over_seeds(runs, SCORES[score]) if len(runs) > 1 else paired(*runs[0], SCORES[score])
 
-# %% ../nbs/04_experiments.ipynb #174b8ab6
+# %% ../nbs/04_experiments.ipynb #cb82b2f0
 def _sensitivity(scale):
     "Threshold, period and largest step, one at a time, on faces"
     base = Experiment(**FACES[scale] | (dict(steps=2000) if scale == 'small' else {}))
@@ -184,7 +187,7 @@ def _sensitivity(scale):
     return Study('sensitivity', scale, cases,
                  seeds=tuple(range(3 if scale == 'small' else 1)), draw=True)
 
-# %% ../nbs/04_experiments.ipynb #9dd35dec
+# %% ../nbs/04_experiments.ipynb #4134bf4b
 def _ntk(scale, data, ratio): # k = ratio n
     "The attack of Loo et al. 2024"
     if scale == 'smoke': return Experiment(**FACES[scale] | dict(k=max(round(6*ratio), 1)))
@@ -194,7 +197,7 @@ def _ntk(scale, data, ratio): # k = ratio n
     return Experiment(data=data, n=100, k=round(100*ratio), width=1000, evaluations=80,
                       **published('loo-ntk'))
 
-# %% ../nbs/04_experiments.ipynb #8660d60b
+# %% ../nbs/04_experiments.ipynb #34412c95
 _START = {'mnist': {}, 'cifar10': dict(start_scale=.03)}
 _PRESETS = {('kkt', 'mnist'): 'haim-mnist-1', ('kkt', 'cifar10'): 'haim-cifar-1'}
 
@@ -210,7 +213,7 @@ def _kkt(scale, method, data, n, ratio=2): # n at paper scale, 500 or 100; k = r
 _multiclass = lambda scale, *args: _kkt(scale, 'multiclass', *args)
 _binary = lambda scale, *args: _kkt(scale, 'kkt', *args)
 
-# %% ../nbs/04_experiments.ipynb #93e03df7
+# %% ../nbs/04_experiments.ipynb #04aaed6f
 SEEDS = dict(smoke=(0,), small=(0, 1, 2), paper=(0, 1, 2))
 
 def _figure_experiments(scale):
@@ -240,7 +243,7 @@ def get_study(
     if name in OWN_STUDIES: return OWN_STUDIES[name](scale)
     return Study(name, scale, _figure_experiments(scale)[name], SEEDS[scale], images=True)
 
-# %% ../nbs/04_experiments.ipynb #0c902ef7
+# %% ../nbs/04_experiments.ipynb #66fc74f2
 @dataclass(frozen=True)
 class PaperFigure:
     "A figure of the paper"
@@ -273,7 +276,7 @@ FIGURES = {f.number: f for f in (
     PaperFigure(14, 'paths', ('figure11/cifar10-0.6n', 'figure11/mnist-0.6n', 'figure01/cifar10',
                               'figure01/mnist'), 'NTK attack'))}
 
-# %% ../nbs/04_experiments.ipynb #67a111f8
+# %% ../nbs/04_experiments.ipynb #426e4cd8
 THRESHOLDS = {'L2': 3., 'SSIM': .4}
 
 def _panel_title(record):
@@ -314,7 +317,7 @@ def _draw_grid(figure, found):
         grid_figure(records[0], images, title, places, 15, part)
     return fig
 
-# %% ../nbs/04_experiments.ipynb #2d904284
+# %% ../nbs/04_experiments.ipynb #62cdcd18
 def _draw_pairs(figure, found):
     fig = Figure(figsize=(4*len(found), 4.3), layout='constrained')
     for ax, (records, _) in zip(fig.subplots(1, len(found), squeeze=False)[0], found):
@@ -358,7 +361,7 @@ def _draw_paths(figure, found):
     axs[0, 0].legend(fontsize=7)
     return fig
 
-# %% ../nbs/04_experiments.ipynb #92926c46
+# %% ../nbs/04_experiments.ipynb #0dfb59ad
 _DRAW = dict(grid=_draw_grid, pairs=_draw_pairs, curves=_draw_curves, paths=_draw_paths)
 
 def paper_figure(
@@ -383,7 +386,7 @@ def paper_figure(
                  f"{', '.join(map(str, seeds))}{bold}, {first[0]['environment']['device']}", fontsize=10)
     return fig
 
-# %% ../nbs/04_experiments.ipynb #eb4c8ea4
+# %% ../nbs/04_experiments.ipynb #0673774a
 def _gain(record):
     "(n,) improvement of each sample by splitting"
     name = score_name(record)
@@ -437,7 +440,7 @@ def rises(record):
     loss = np.array(record['runs']['plain']['curve']['loss'])
     return torch.tensor([(np.diff(loss) > 0).mean()], dtype=torch.float64)
 
-# %% ../nbs/04_experiments.ipynb #abf19aef
+# %% ../nbs/04_experiments.ipynb #e16fb08c
 @dataclass(frozen=True)
 class Claim:
     "One sentence of the paper about a figure, and how we measure it"
@@ -472,7 +475,7 @@ CLAIMS = (
     Claim(13, 'k = 0.6 n: most of the top 30 improve', '', _share(30), .5, _SHOWN),
     Claim(14, 'improvements are robust over k', '', improve, .5, _OF_ALL))
 
-# %% ../nbs/04_experiments.ipynb #c4d235b5
+# %% ../nbs/04_experiments.ipynb #2b2a4f1d
 def over_seeds(
     values:list # of (m,) tensors, one per seed; m may be 0
 )->tuple: # (mean, low, high); None where nothing is left
@@ -513,8 +516,9 @@ def _finding(claim, panel, scale, root):
     row |= dict(experiment=_panel_title(records[0]), seeds=len(records))
     found = over_seeds(values)
     if found is None: return row | dict(ours=None, reproduced='nothing to show')
+    one = len(values) == len(values[0]) == 1 # no interval: nothing to conclude from
     return row | dict(ours=found, each=[v.mean().item() for v in values if len(v)],
-                      reproduced=verdict(found, claim.beyond))
+                      reproduced='one run' if one else verdict(found, claim.beyond))
 
 def findings_table(rows:list)->str: # Markdown
     "The findings as a table"

@@ -163,7 +163,8 @@ class Paired:
 # %% ../nbs/support/metrics.ipynb #7151262e
 def _improvement(before, after, score, least=1):
     "(n,) float64 on the CPU, positive where `after` is better; ValueError unless both are finite and (n,)"
-    before, after = (torch.as_tensor(v).detach().to('cpu', torch.float64) for v in (before, after))
+    before, after = (torch.as_tensor(v, dtype=torch.float64, device='cpu').detach()
+                     for v in (before, after))
     require(before.ndim == 1 and before.shape == after.shape and len(before) >= least,
             'after.shape', tuple(after.shape), f'(n,) like before {tuple(before.shape)}, n >= {least}',
             'score the same training samples in both runs')

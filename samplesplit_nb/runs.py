@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'CHOICES', 'TRAINING', 'OURS', 'CONTROLS', 'SCORES', 'Experiment', 'config', 'fingerprint', 'published',
            'Trained', 'train', 'load_collection', 'unseen_images', 'scores_for', 'Problem', 'make_objective',
-           'draw_start', 'reconstruct_options', 'prepare', 'Evaluations', 'Run', 'attack', 'run_record', 'environment',
-           'Result', 'run', 'shown_images', 'MissingResult', 'load_or_run', 'score_name', 'rows', 'format_table']
+           'draw_start', 'reconstruct_options', 'prepare', 'Evaluations', 'Run', 'attack', 'thin', 'split_row',
+           'run_record', 'environment', 'Result', 'run', 'shown_images', 'MissingResult', 'load_or_run', 'score_name',
+           'rows', 'format_table']
 
 # %% ../nbs/support/runs.ipynb #ae6bdbb5
 import copy, json, platform
@@ -26,7 +27,7 @@ from .optimisers import LazyAdam, adam, geometric, loo_sharpness, warm_restarts
 from .splitting import (
     Control, Every, Reconstruction, SplitRule, Stop, reconstruct)
 from .storage import (
-    Checkpoint, digest, load_arrays, load_json, load_state, save_arrays, save_json, save_state)
+    Checkpoint, digest, load_json, load_state, save_arrays, save_json, save_state)
 from .training import train_gd, train_kkt, train_ntk
 
 # %% ../nbs/support/runs.ipynb #807e5528
@@ -145,7 +146,9 @@ _OURS_KKT = dict(training='margin', training_steps=500, steps=800, optimizer='to
                  start_scale=.1, lam_min=0., box_weight=1.)
 OURS = {'ntk': dict(method='ntk'),
         'kkt': dict(method='kkt', sharpness=(30., 300.), **_OURS_KKT),
-        'multiclass': dict(method='multiclass', sharpness=(10., 100.), **_OURS_KKT)}
+        # at the rate of 0.02 some seeds leave a sample on the wrong side
+        'multiclass': dict(method='multiclass', sharpness=(10., 100.),
+                           **_OURS_KKT | dict(training_steps=1000, training_lr=.01))}
 
 def published(
     name:str # see `objectives.preset`
@@ -312,8 +315,12 @@ def make_objective(
     options |= dict(lam_min=e.lam_min, scale=1/k if e.share else 1.)
     each = torch.arange(k, device=next(model.parameters()).device)
     if e.method == 'kkt': return KKTObjective(model, each % 2*2. - 1, **options)
-    outputs = list(model.parameters())[-1].shape[0]
-    return MulticlassKKTObjective(model, each % outputs, **options)
+    return MulticlassKKTObjective(model, each % _classes(model, shape), **options)
+
+def _classes(model, shape):
+    "Outputs of a network"
+    if isinstance(model, MLP): return model.widths[-1]
+    with torch.no_grad(): return model(next(model.parameters()).new_zeros(1, *shape)).shape[1]
 
 def draw_start(
     e:Experiment,
@@ -454,14 +461,20 @@ def _options(
 def _significant(values): return [float(f'{v:.4g}') for v in values]
 def _rounded(values): return [round(v, 4) for v in values.tolist()]
 
-def _thin(history, most=200):
-    "Steps, objective and k at no more than so many reports, the last one included"
+def thin(
+    history, # `splitting.History`
+    most:int=200,
+    timed:bool=False # also the seconds
+)->dict: # lists
+    "Steps, objective and k at no more than about so many reports, the last one included"
     n = len(history.step)
-    keep = sorted({*range(0, n, -(-n//most)), n - 1})
-    return dict(step=[history.step[i] for i in keep], loss=_significant(history.loss[i] for i in keep),
-                k=[history.num_candidates[i] for i in keep])
+    keep = sorted({*range(0, n, max(-(-n//most), 1)), n - 1} - {-1})
+    out = dict(step=[history.step[i] for i in keep],
+               loss=_significant(history.loss[i] for i in keep),
+               k=[history.num_candidates[i] for i in keep])
+    return out | dict(seconds=[round(history.seconds[i], 2) for i in keep]) if timed else out
 
-def _split_row(s):
+def split_row(s)->dict: # of a `splitting.Split`
     "One splitting event in plain numbers"
     return dict(step=s.step, k=s.num_candidates, split=len(s.chosen), eta=s.eta,
                 lambda_min=s.values.min().item(), predicted=s.predicted,
@@ -472,11 +485,11 @@ def run_record(r:Run)->dict: # ready for JSON
     splits, history = r.reconstruction.splits, r.reconstruction.history
     steps, scores = r.evaluations
     return dict(k_start=r.k_start, k_end=len(r.reconstruction.x), steps=r.steps,
-                result=r.reconstruction.result, curve=_thin(history),
+                result=r.reconstruction.result, curve=thin(history),
                 evaluations=dict(step=steps, scores=scores),
                 scores={name: _rounded(s) for name, s in r.scores.items()},
                 unseen={name: _rounded(s) for name, s in r.unseen.items()},
-                splits=[_split_row(s) for s in splits],
+                splits=[split_row(s) for s in splits],
                 timing=dict(seconds=round(history.seconds[-1], 2),
                             splitting=round(sum(s.seconds for s in splits), 2)))
 
@@ -567,8 +580,7 @@ def load_or_run(
         saved, lacks, wrong = None, names, wrong if lacks else 'has no images beside it'
     if not lacks: return saved
     if not run_missing: raise MissingResult(
-        f'{path} {wrong}: make it by `samplesplit figure` or `samplesplit experiment`, '
-        'or with run_missing=True')
+        f'{path} {wrong}: make it by `samplesplit figure` or `samplesplit experiment`')
     result = run(e, lacks, saved, cache, progress)
     if images: save_arrays(path.with_suffix('.npz'), **shown_images(result.problem, result.runs))
     save_json(path, result.record) # the last thing to happen: a file is a whole record
@@ -617,7 +629,7 @@ def format_table(
     score, n = score or score_name(record), record['config']['n']
     cell = lambda row, key, text: text.format(row[key]) if key in row else '-'
     lines = [('method', 'k', 'steps', 'seconds', 'objective', f'mean {score}', f'median {score}',
-              'beat nearest other', 'better than plain')]
+              'beat other', 'improved')]
     for r in rows(record, score):
         k = '-' if 'k_start' not in r else (
             f"{r['k_start']}" + (f" -> {r['k_end']}" if r['k_end'] != r['k_start'] else ''))

@@ -90,7 +90,8 @@ def _train_options(commands):
     p.add_argument('--method', choices=METHODS, required=True, help='the attack it is for')
     p.add_argument('--width', type=int, help='neurons in each of the two hidden layers '
                                              '(default 500 for ntk, else 1000)')
-    p.add_argument('--steps', type=int, help='of training, not for ntk (default 500)')
+    p.add_argument('--steps', type=int, help='of training, not for ntk (default 500 for kkt, '
+                                             '1000 for multiclass)')
     _add(p, '--seed', 0, 'draws the initial weights')
     _data_options(p, 'the training data', required=True)
     _run_options(p, 'runs/train')
@@ -772,7 +773,7 @@ def _findings_text(rows):
 
 def _figure(args):
     "`samplesplit figure`"
-    from samplesplit_nb.experiments import FIGURES, findings, paper_figure
+    from samplesplit_nb.experiments import FIGURES, findings, panels, paper_figure
     from samplesplit_nb.runs import MissingResult
     from samplesplit_nb.storage import save_figure
     draw = partial(paper_figure, args.number, args.scale, args.results, run_missing=False)
@@ -782,9 +783,8 @@ def _figure(args):
         fig = None
     out, say = _writable(args.out), _say(args)
     if fig is None:
-        for panel in FIGURES[args.number].panels:
-            name, label = panel.split('/')
-            _records(_study(name, args), label, args)
+        for study, label in panels(FIGURES[args.number].panels, args.scale):
+            _records(_study(study.name, args), label, args)
         fig = draw()
     path = out/f'figure{args.number:02d}-{args.scale}.png'
     save_figure(path, fig)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WORDS', 'SCALES', 'FACES', 'SEEDS', 'OWN_STUDIES', 'STUDIES', 'FIGURES', 'THRESHOLDS', 'CLAIMS', 'caption',
            'grid_figure', 'curves', 'loss_figure', 'save_result', 'Study', 'interval_text', 'improvement', 'get_study',
-           'PaperFigure', 'top_by_rule', 'representative', 'paper_figure', 'top_improve', 'improve', 'not_worse',
-           'gain', 'gain_follows_quality', 'degrades', 'turns', 'rises', 'Claim', 'over_seeds', 'verdict', 'findings',
-           'findings_table']
+           'PaperFigure', 'top_by_rule', 'representative', 'panels', 'paper_figure', 'top_improve', 'improve',
+           'not_worse', 'gain', 'gain_follows_quality', 'degrades', 'turns', 'rises', 'Claim', 'over_seeds', 'verdict',
+           'findings', 'findings_table']
 
 # %% ../nbs/04_experiments.ipynb #fa83a635
 from dataclasses import dataclass, replace
@@ -56,7 +56,7 @@ def grid_figure(
     if title is None: title = f'Best first, {name} below ({caption(record)})'
     return image_grid(lines, title, columns, fig)
 
-# %% ../nbs/04_experiments.ipynb #75a5e906
+# %% ../nbs/04_experiments.ipynb #19036501
 def curves(
     axs, # two axes: the objective, the mean score
     records:list, # the same experiment over seeds; the first is drawn bold
@@ -105,7 +105,7 @@ def save_result(
     return [out/name for name in ('reconstructions.png', 'loss.png', 'metrics.json',
                                   'reconstruction.npz')]
 
-# %% ../nbs/04_experiments.ipynb #f2387c37
+# %% ../nbs/04_experiments.ipynb #13355101
 SCALES = ('smoke', 'small', 'paper')
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Study:
         "Arrays of the first seed, see `shown_images`"
         return load_arrays(self.path(label, self.seeds[0], root).with_suffix('.npz'))
 
-# %% ../nbs/04_experiments.ipynb #ed44cd07
+# %% ../nbs/04_experiments.ipynb #c94f0a71
 FACES = dict(smoke=dict(n=6, k=4, width=30, steps=40, splits=1, evaluations=4), small={})
 
 def _controls(scale):
@@ -153,7 +153,7 @@ def _controls(scale):
                  seeds=tuple(range(5 if scale == 'small' else 1)),
                  runs=('plain', 'split', *CONTROLS), draw=True)
 
-# %% ../nbs/04_experiments.ipynb #2afea419
+# %% ../nbs/04_experiments.ipynb #61cfbb62
 def _unknown_n(scale):
     "k from n/2 to 4n, on faces"
     base = Experiment(**FACES[scale] | (dict(steps=2000) if scale == 'small' else {}))
@@ -176,7 +176,7 @@ def improvement(
     runs = [tuple(r['runs'][which]['scores'][score] for which in (before, after)) for r in records]
     return paired_over_seeds(runs, SCORES[score]) if len(runs) > 1 else paired(*runs[0], SCORES[score])
 
-# %% ../nbs/04_experiments.ipynb #cb82b2f0
+# %% ../nbs/04_experiments.ipynb #1e4a992e
 def _sensitivity(scale):
     "Threshold, period and largest step, one at a time, on faces"
     base = Experiment(**FACES[scale] | (dict(steps=2000) if scale == 'small' else {}))
@@ -187,7 +187,7 @@ def _sensitivity(scale):
     return Study('sensitivity', scale, cases,
                  seeds=tuple(range(3 if scale == 'small' else 1)), draw=True)
 
-# %% ../nbs/04_experiments.ipynb #4134bf4b
+# %% ../nbs/04_experiments.ipynb #3f5fbb9e
 def _ntk(scale, data, ratio): # k = ratio n
     "The attack of Loo et al. 2024"
     if scale == 'smoke': return Experiment(**FACES[scale] | dict(k=max(round(6*ratio), 1)))
@@ -197,7 +197,7 @@ def _ntk(scale, data, ratio): # k = ratio n
     return Experiment(data=data, n=100, k=round(100*ratio), width=1000, evaluations=80,
                       **published('loo-ntk'))
 
-# %% ../nbs/04_experiments.ipynb #34412c95
+# %% ../nbs/04_experiments.ipynb #f1a708d2
 _START = {'mnist': {}, 'cifar10': dict(start_scale=.03)}
 _PRESETS = {('kkt', 'mnist'): 'haim-mnist-1', ('kkt', 'cifar10'): 'haim-cifar-1'}
 
@@ -213,12 +213,12 @@ def _kkt(scale, method, data, n, ratio=2): # n at paper scale, 500 or 100; k = r
 _multiclass = lambda scale, *args: _kkt(scale, 'multiclass', *args)
 _binary = lambda scale, *args: _kkt(scale, 'kkt', *args)
 
-# %% ../nbs/04_experiments.ipynb #04aaed6f
+# %% ../nbs/04_experiments.ipynb #82b719e8
 SEEDS = dict(smoke=(0,), small=(0, 1, 2), paper=(0, 1, 2))
 
 def _figure_experiments(scale):
     "Study name -> label -> `Experiment`, for every figure of the paper"
-    both, ratios = ('mnist', 'cifar10'), (.3, .6, 1)
+    both, ratios = ('mnist', 'cifar10'), (.3, .6, 1) if scale == 'paper' else (.3, .6)
     return {
         'figure01': {d: _ntk(scale, d, 2) for d in both},
         'figure03': {f'mnist-{r}n': _binary(scale, 'mnist', 500, r) for r in (1, 3)},
@@ -243,7 +243,7 @@ def get_study(
     if name in OWN_STUDIES: return OWN_STUDIES[name](scale)
     return Study(name, scale, _figure_experiments(scale)[name], SEEDS[scale], images=True)
 
-# %% ../nbs/04_experiments.ipynb #66fc74f2
+# %% ../nbs/04_experiments.ipynb #9e5ac108
 @dataclass(frozen=True)
 class PaperFigure:
     "A figure of the paper"
@@ -276,50 +276,49 @@ FIGURES = {f.number: f for f in (
     PaperFigure(14, 'paths', ('figure11/cifar10-0.6n', 'figure11/mnist-0.6n', 'figure01/cifar10',
                               'figure01/mnist'), 'NTK attack'))}
 
-# %% ../nbs/04_experiments.ipynb #426e4cd8
+# %% ../nbs/04_experiments.ipynb #6c9e3c35
 THRESHOLDS = {'L2': 3., 'SSIM': .4}
 
 def _panel_title(record):
     "Images, n and k"
     c = record['config']
-    return f"{c['data']}, n = {c['n']}, k = {record['runs']['plain']['k_start']}"
+    data = {'mnist': 'MNIST', 'cifar10': 'CIFAR-10'}.get(c['data'], c['data'])
+    return f"{data}, n = {c['n']}, k = {record['runs']['plain']['k_start']}"
 
 def _scores(record, which):
     return torch.tensor(record['runs'][which]['scores'][score_name(record)], dtype=torch.float64)
 
 def top_by_rule(
     record:dict,
-    images:dict, # see `shown_images`
     count:int
-)->tuple: # (places in `images`, how many pass the threshold in all)
-    "The best samples that pass the threshold in either run, most improved first; the ten best if none does"
+)->tuple: # (samples, how many pass the threshold in all)
+    "The best samples that pass the threshold in either run, most improved first; the ten best if fewer pass"
     name = score_name(record)
     pair, n = tuple(_scores(record, w) for w in WORDS), record['config']['n']
     passing = len(top_samples(*pair, SCORES[name], THRESHOLDS[name], n))
+    if passing >= 10: return top_samples(*pair, SCORES[name], THRESHOLDS[name], count), passing
     anything = 1e9 if SCORES[name].better == 'lower' else -1e9
-    samples = (top_samples(*pair, SCORES[name], THRESHOLDS[name], count) if passing
-               else top_samples(*pair, SCORES[name], anything, 10))
-    place = {int(sample): i for i, sample in enumerate(images['samples'])}
-    return np.array([place[i] for i in samples.tolist()]), passing
+    return top_samples(*pair, SCORES[name], anything, 10), passing
 
 def _draw_grid(figure, found):
-    tops = [top_by_rule(records[0], images, figure.count) for records, images in found]
-    sizes = [grid_size(3, len(places), 15) for places, _ in tops]
+    tops = [top_by_rule(records[0], figure.count) for records, _ in found]
+    sizes = [grid_size(3, len(samples), 15) for samples, _ in tops]
     heights = [height + .2 for _, height in sizes]
     fig = Figure(figsize=(max(8, *(.72*width for width, _ in sizes)), .72*sum(heights)), layout='constrained')
     parts = np.atleast_1d(fig.subfigures(len(found), 1, height_ratios=heights))
-    for part, (records, images), (places, passing) in zip(parts, found, tops):
+    for part, (records, images), (samples, passing) in zip(parts, found, tops):
         gain = SCORES[score_name(records[0])].improvement(*(_scores(records[0], w) for w in WORDS))
-        improved = int((gain[images['samples'][places]] > 0).sum())
+        improved = int((gain[samples] > 0).sum())
+        place = {int(sample): i for i, sample in enumerate(images['samples'])}
         name = score_name(records[0])
-        title = (f"{_panel_title(records[0])}: {improved} of the {len(places)} shown improve; "
+        title = (f"{_panel_title(records[0])}: {improved} of the {len(samples)} shown improve; "
                  f"{passing} of {len(gain)} pass {name} {THRESHOLDS[name]:g} in either run")
-        grid_figure(records[0], images, title, places, 15, part)
+        grid_figure(records[0], images, title, [place[i] for i in samples.tolist()], 15, part)
     return fig
 
-# %% ../nbs/04_experiments.ipynb #62cdcd18
+# %% ../nbs/04_experiments.ipynb #86280d93
 def _draw_pairs(figure, found):
-    fig = Figure(figsize=(4*len(found), 4.3), layout='constrained')
+    fig = Figure(figsize=(4*len(found), 4.8), layout='compressed')
     for ax, (records, _) in zip(fig.subplots(1, len(found), squeeze=False)[0], found):
         name = score_name(records[0])
         before, after = (torch.cat([_scores(r, w) for r in records]) for w in WORDS)
@@ -327,12 +326,14 @@ def _draw_pairs(figure, found):
     return fig
 
 def _draw_curves(figure, found):
-    "One column per experiment: the objective above, the mean score below; at most four to a line"
-    per, lines = min(len(found), 4), -(-len(found)//4)
+    "One column per experiment: the objective above, the mean score below; more than four in two lines"
+    per = len(found) if len(found) <= 4 else len(found)//2
+    lines = -(-len(found)//per)
     fig = Figure(figsize=(3.2*per + .5, 4.6*lines), layout='constrained')
     axs = fig.subplots(2*lines, per, squeeze=False)
     for i, (records, _) in enumerate(found):
-        pair = axs[i//per*2:i//per*2 + 2, i % per]
+        line = i//per*2
+        pair = axs[line:line + 2, i % per]
         curves(pair, records)
         pair[0].set_title(_panel_title(records[0]), fontsize=9)
         pair[0].set_xlabel('')
@@ -361,7 +362,12 @@ def _draw_paths(figure, found):
     axs[0, 0].legend(fontsize=7)
     return fig
 
-# %% ../nbs/04_experiments.ipynb #0dfb59ad
+# %% ../nbs/04_experiments.ipynb #6a691eec
+def panels(names:tuple, scale:str)->list: # of (`Study`, label)
+    "The experiments 'study/label' that exist at this scale (k = n is at scale 'paper' only)"
+    pairs = [(get_study(name.split('/')[0], scale), name.split('/')[1]) for name in names]
+    return [(study, label) for study, label in pairs if label in study.experiments]
+
 _DRAW = dict(grid=_draw_grid, pairs=_draw_pairs, curves=_draw_curves, paths=_draw_paths)
 
 def paper_figure(
@@ -373,9 +379,7 @@ def paper_figure(
     "A figure of the paper, drawn from saved results, or from runs that are made now and saved"
     require(number in FIGURES, 'figure', number, '1 to 14', 'the paper has fourteen figures')
     figure, found = FIGURES[number], []
-    for panel in figure.panels:
-        name, label = panel.split('/')
-        study = get_study(name, scale)
+    for study, label in panels(figure.panels, scale):
         found.append((study.records(label, root, **options), study.kept_images(label, root)))
     fig, first = _DRAW[figure.kind](figure, found), found[0][0]
     seeds = SEEDS[scale][:1] if figure.kind in ('grid', 'paths') else SEEDS[scale]
@@ -386,17 +390,15 @@ def paper_figure(
                  f"{', '.join(map(str, seeds))}{bold}, {first[0]['environment']['device']}", fontsize=10)
     return fig
 
-# %% ../nbs/04_experiments.ipynb #0673774a
+# %% ../nbs/04_experiments.ipynb #e02097d8
 def _gain(record):
     "(n,) improvement of each sample by splitting"
     name = score_name(record)
     return SCORES[name].improvement(*(_scores(record, w) for w in WORDS))
 
 def top_improve(record, count):
-    "1 for each sample that a grid shows and that improved, else 0"
-    name, gain = score_name(record), _gain(record)
-    samples = top_samples(*(_scores(record, w) for w in WORDS), SCORES[name], THRESHOLDS[name], count)
-    return (gain[samples] > 0).double()
+    "For each sample that a grid shows 1 if it improved, else 0"
+    return (_gain(record)[top_by_rule(record, count)[0]] > 0).double()
 
 def improve(record):
     "1 for each sample that improved, else 0"
@@ -440,7 +442,7 @@ def rises(record):
     loss = np.array(record['runs']['plain']['curve']['loss'])
     return torch.tensor([(np.diff(loss) > 0).mean()], dtype=torch.float64)
 
-# %% ../nbs/04_experiments.ipynb #e16fb08c
+# %% ../nbs/04_experiments.ipynb #0db189b9
 @dataclass(frozen=True)
 class Claim:
     "One sentence of the paper about a figure, and how we measure it"
@@ -475,7 +477,7 @@ CLAIMS = (
     Claim(13, 'k = 0.6 n: most of the top 30 improve', '', _share(30), .5, _SHOWN),
     Claim(14, 'improvements are robust over k', '', improve, .5, _OF_ALL))
 
-# %% ../nbs/04_experiments.ipynb #2b2a4f1d
+# %% ../nbs/04_experiments.ipynb #d7f23fe9
 def over_seeds(
     values:list # of (m,) tensors, one per seed; m may be 0
 )->tuple: # (mean, low, high); None where nothing is left
@@ -502,15 +504,14 @@ def findings(
     out = []
     for claim in CLAIMS:
         if number not in (None, claim.figure): continue
-        for panel in claim.panels or FIGURES[claim.figure].panels:
-            out.append(_finding(claim, panel, scale, root))
+        for study, label in panels(claim.panels or FIGURES[claim.figure].panels, scale):
+            out.append(_finding(claim, study, label, root))
     return out
 
-def _finding(claim, panel, scale, root):
-    name, label = panel.split('/')
+def _finding(claim, study, label, root):
     row = dict(figure=claim.figure, claim=claim.words, paper=claim.paper, what=claim.what,
-               beyond=claim.beyond, panel=panel, scale=scale)
-    try: records = get_study(name, scale).records(label, root, run_missing=False)
+               beyond=claim.beyond, panel=f'{study.name}/{label}', scale=study.scale)
+    try: records = study.records(label, root, run_missing=False)
     except MissingResult: return row
     values = [claim.measure(r) for r in records]
     row |= dict(experiment=_panel_title(records[0]), seeds=len(records))
@@ -520,17 +521,24 @@ def _finding(claim, panel, scale, root):
     return row | dict(ours=found, each=[v.mean().item() for v in values if len(v)],
                       reproduced='one run' if one else verdict(found, claim.beyond))
 
-def findings_table(rows:list)->str: # Markdown
-    "The findings as a table"
-    lines = ['| figure | the paper | its number | ours: what | experiment | ours [95 %], seeds '
-             '| reproduced |',
-             '|---|---|---|---|---|---|---|']
-    for r in rows:
-        if 'seeds' not in r: ours, experiment, state = '', r['panel'], 'not run'
-        else:
-            ours = '' if r['ours'] is None else f"{interval_text(*r['ours'])}, {r['seeds']}"
-            experiment, state = r['experiment'], r['reproduced']
-        what = f"{r['what']}, above {r['beyond']:g}?"
-        lines.append(f"| {r['figure']} | {r['claim']} | {r['paper']} | {what} | {experiment} "
-                     f"| {ours} | {state} |")
+def _cell(r):
+    "One experiment at one scale, in words; empty if it was not run"
+    if 'seeds' not in r: return ''
+    many = f"{r['seeds']} seed{'s'*(r['seeds'] > 1)}"
+    ours = '' if r['ours'] is None else f"{interval_text(*r['ours'])}, {many}: "
+    return f"{r['experiment']}: {ours}**{r['reproduced']}**"
+
+def findings_table(*scales:list)->str: # Markdown; each argument the findings at one scale
+    "The findings as a table, a column per scale"
+    keys = {(r['figure'], r['claim'], r['panel']): r for rows in scales for r in rows}
+    names = [rows[0]['scale'] for rows in scales]
+    lines = ['| figure | the paper | its number | ours: what, and more than | '
+             + ' | '.join(f'ours, scale {name} [95 %]' for name in names) + ' |',
+             '|---'*(4 + len(names)) + '|']
+    for key in sorted(keys, key=lambda key: key[0]):
+        r = keys[key]
+        found = [next((_cell(r) for r in rows if (r['figure'], r['claim'], r['panel']) == key), '')
+                 for rows in scales]
+        lines.append(f"| {r['figure']} | {r['claim']} | {r['paper']} | {r['what']} > {r['beyond']:g} | "
+                     + ' | '.join(found) + ' |')
     return '\n'.join(lines)

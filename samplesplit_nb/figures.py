@@ -24,19 +24,19 @@ def show_image(ax, image:np.ndarray, below:str=''):
 # %% ../nbs/support/figures.ipynb #743e5792
 def grid_size(rows:int, count:int, columns:int)->tuple: # (width, height) in inches
     "What `image_grid` needs"
-    per = min(columns, count)
-    return 1.05*per + 1, (1.12*rows + .12)*-(-count//per) + .35
+    return 1.05*columns + 1, (1.12*rows + .12)*-(-count//columns) + .35
 
 def image_grid(
     rows:list, # of (label, images (c, height, width[, 3]), scores (c,) or None)
     title:str='',
     columns:int=10, # images per line; further samples go to further blocks of rows
-    fig=None # figure or sub-figure to draw on; None: a new figure of fitting size
+    fig=None # figure or sub-figure to draw on; None: a new one, no wider than the samples need
 ): # the figure
     "Rows of images, wrapped into blocks of `columns` samples"
-    count, per = len(rows[0][1]), min(columns, len(rows[0][1]))
+    count = len(rows[0][1])
+    per = min(columns, count) if fig is None else columns
     blocks = -(-count//per)
-    if fig is None: fig = Figure(figsize=grid_size(len(rows), count, columns), layout='constrained')
+    if fig is None: fig = Figure(figsize=grid_size(len(rows), count, per), layout='constrained')
     axs = fig.subplots(blocks*len(rows), per, squeeze=False)
     for i in range(blocks*per):
         for j, (label, images, scores) in enumerate(rows):

@@ -1,10 +1,10 @@
 "Experiments: killed at any moment and run again, the record is the same; saved files are trusted only if they are of that very experiment"
-import json, os, signal, subprocess, sys, time
+import json, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pytest, torch
-from samplesplit_nb import experiments, runs
+from samplesplit_nb import experiments
 from samplesplit_nb.experiments import FIGURES, SEEDS, STUDIES, findings, get_study, over_seeds, paper_figure, representative, top_by_rule, verdict
 from samplesplit_nb.runs import Experiment, MissingResult, fingerprint, load_or_run, published, rows
 from samplesplit_nb.storage import load_arrays

@@ -44,7 +44,7 @@ class Experiment:
     # the images
     data:str='faces' # faces, mnist, cifar10, or the path of one's own images: see `load_collection`
     n:int=20 # training images
-    data_seed:int|None=None # draws them; None: the first of each class in file order, as the papers
+    data_seed:int|None=None # draws them; None: the first of each class in file order
     # the network and its training
     method:str='ntk' # the attack it is for: 'ntk', 'kkt' or 'multiclass'
     width:int=500 # neurons in each of the two hidden layers
@@ -412,14 +412,16 @@ def attack(
     "Reconstruct from the weights alone; score against the truth on the way and at the end"
     e, k = problem.experiment, problem.experiment.k if k is None else k
     steps = e.steps if steps is None else steps
-    every, slug = max(steps//e.evaluations, 1), name.replace(' ', '-').replace(',', '')
+    each = max(steps//(5*e.evaluations), 1) # steps between reports; scores at a multiple of them
+    every = each*max(round(steps/e.evaluations/each), 1)
+    slug = name.replace(' ', '-').replace(',', '')
     path = (lambda suffix: None if folder is None else Path(folder)/f'{slug}{suffix}')
     seen = Evaluations(problem.data.X, next(iter(problem.scores.values())), every, steps,
                        path('-scores.json'))
     objective = problem.objective(k)
     found = reconstruct(
         objective, *problem.start(objective, k), rule=rule, when=Every(e.period),
-        stop=Stop(events=e.splits), report_every=max(every//5, 1), callback=seen,
+        stop=Stop(events=e.splits), report_every=each, callback=seen,
         progress=f'{name:>24}' if progress else False,
         checkpoint=None if folder is None else Checkpoint(path('.safetensors'), every_seconds=30.),
         **reconstruct_options(e, k, steps, cycles))
@@ -444,6 +446,8 @@ def _options(
     require(name in known, 'runs', repr(name), f'among {known}', 'check the spelling')
     if name == 'plain': return {}
     if name == 'split': return dict(rule=e.rule if e.splits else None)
+    require({'plain', 'split'} <= set(done), 'runs', repr(name), 'after plain and split',
+            'put these two first')
     if name.startswith('random'):
         counts = tuple(s['split'] for s in done['split']['splits'])
         how = {'direction': dict(direction='random'), 'choice': dict(selection='random'),
@@ -541,7 +545,7 @@ def shown_images(
 )->dict: # arrays for an .npz file
     "Training images and the candidates they are scored by, uint8, and which samples they are"
     data, (name, score) = problem.data, next(iter(problem.scores.items()))
-    scores = [runs[which].scores[name] for which in ('plain', 'split')]
+    scores = [_rounded(runs[which].scores[name]) for which in ('plain', 'split')] # as saved
     samples = top_samples(*scores, score, 1e9 if score.better == 'lower' else -1e9, most)
     pixels = lambda x: np.round(255*data.pixels(x)).astype(np.uint8)
     found = {which: pixels(runs[which].reconstruction.x.cpu()[runs[which].nearest.cpu()][samples])
@@ -560,7 +564,7 @@ def _usable(e, path, names):
         return None, names, 'is no record'
     if saved['fingerprint'] != fingerprint(e):
         other = [k for k, v in config(e).items() if saved['config'].get(k) != v and k != 'device']
-        return None, names, f'was made with another {", ".join(other)}'
+        return None, names, f'was made with {"another " + ", ".join(other) if other else "other fields"}'
     lacks = tuple(name for name in names if name not in saved['runs'])
     return saved, lacks, f'lacks {", ".join(lacks)}'
 
@@ -575,14 +579,17 @@ def load_or_run(
 )->dict: # the record
     "The record in the file; what is missing there is run and saved"
     path = Path(path)
+    pictures = path.with_suffix('.npz')
     saved, lacks, wrong = _usable(e, path, names)
-    if images and not path.with_suffix('.npz').exists():
-        saved, lacks, wrong = None, names, wrong if lacks else 'has no images beside it'
+    if images and saved is not None and not pictures.exists():
+        lacks, wrong = names, wrong if lacks else 'has no images beside it'
     if not lacks: return saved
     if not run_missing: raise MissingResult(
         f'{path} {wrong}: make it by `samplesplit figure` or `samplesplit experiment`')
     result = run(e, lacks, saved, cache, progress)
-    if images: save_arrays(path.with_suffix('.npz'), **shown_images(result.problem, result.runs))
+    if images and {'plain', 'split'} <= set(result.runs):
+        save_arrays(pictures, **shown_images(result.problem, result.runs))
+    elif saved is None: pictures.unlink(missing_ok=True) # of other settings
     save_json(path, result.record) # the last thing to happen: a file is a whole record
     if cache is not None: _forget(Path(cache)/f'runs-{fingerprint(e)}')
     return result.record

@@ -80,7 +80,7 @@ def test_a_damaged_or_foreign_record_is_not_used(tmp_path):
         with pytest.raises(MissingResult, match='is no record'): load_or_run(TINY, path, run_missing=False)
     again = load_or_run(TINY, path)
     assert again['runs']['split']['scores'] == whole['runs']['split']['scores']
-    path.with_suffix('.npz').unlink()
+    assert not path.with_suffix('.npz').exists()  # whose it was is not known any more
     with pytest.raises(MissingResult, match='no images'): load_or_run(TINY, path, images=True, run_missing=False)
     with pytest.raises(MissingResult, match='with another steps, seed'): load_or_run(replace(TINY, seed=3, steps=13), path, run_missing=False)
 
@@ -176,9 +176,37 @@ def test_saved_results_are_whole_and_of_these_settings(name):
                 if run in ('plain', 'split'): assert r['steps'] == record['config']['steps']  # equal budgets
 
 
-def test_splitting_helps_the_demo_as_the_readme_says():
+def test_the_saved_controls_say_what_the_readme_says():
     "Seeds 0-4, equal steps: splitting lowers the mean L2 by at least 40 % and improves at least 17 of 20 samples in the median seed"
     study = get_study('controls', 'small')
     tables = [{row['method']: row for row in rows(r)} for r in study.records('half', RESULTS, run_missing=False)]
     assert len(tables) == 5
     assert np.median([1 - t['split']['mean']/t['plain']['mean'] for t in tables]) >= .4 and np.median([t['split']['improved'] for t in tables]) >= 17
+
+
+@pytest.mark.parametrize('steps', [150, 1500, 2500, 3501])
+def test_scores_are_taken_on_schedule_whatever_the_number_of_steps(steps):
+    "About so many looks as asked for, the start and the end among them"
+    from samplesplit_nb.runs import attack, prepare
+    seen = attack(prepare(replace(TINY, steps=steps, evaluations=10)), 'plain').evaluations[0]
+    assert seen[0] == 0 and seen[-1] == steps and 9 <= len(seen) <= 13
+
+
+def test_pictures_are_never_those_of_other_settings(tmp_path):
+    path = tmp_path/'r.json'
+    load_or_run(TINY, path, images=True)
+    old = load_arrays(path.with_suffix('.npz'))
+    more = load_or_run(TINY, path, ('plain', 'split', 'random both'), images=True)  # only a control is missing
+    assert 'random both' in more['runs'] and np.array_equal(load_arrays(path.with_suffix('.npz'))['split'], old['split'])
+    path.with_suffix('.npz').unlink()
+    assert 'random both' in load_or_run(TINY, path, images=True)['runs']  # kept, although the pictures were made anew
+    load_or_run(replace(TINY, seed=3), path)  # others under the same name, without pictures
+    with pytest.raises(MissingResult, match='no images'): load_or_run(replace(TINY, seed=3), path, images=True, run_missing=False)
+
+
+def test_an_empty_split_is_called_so(tmp_path):
+    "Where no curvature lies below the threshold both runs are the same, and no claim is judged by it"
+    record = record_with([1., 2.], [1., 2.])
+    record['runs']['split']['splits'] = [dict(step=5, split=0)]
+    study = type('Study', (), dict(name='figure01', scale='small', records=lambda self, *a, **k: [record]))()
+    assert experiments._finding(experiments.CLAIMS[0], study, 'mnist', tmp_path)['reproduced'] == 'nothing was split'

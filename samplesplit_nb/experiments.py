@@ -28,14 +28,11 @@ from .storage import load_arrays, save_arrays, save_figure, save_json
 WORDS = {'plain': 'without splitting', 'split': 'with splitting'}
 
 def caption(
-    record:dict, # see `runs.record`
-    seeds:tuple=None # None: the record's own
+    record:dict # see `runs.run`
 )->str:
     "n, k, steps, seed and device, for the title of a picture"
     c, r = record['config'], record['runs']['plain']
-    seeds = (c['seed'],) if seeds is None else seeds
-    which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
-    return (f"n = {c['n']}, k = {r['k_start']} to start, {r['steps']} steps, {which}, "
+    return (f"n = {c['n']}, k = {r['k_start']} to start, {r['steps']} steps, seed {c['seed']}, "
             f"{record['environment']['device']}")
 
 def grid_figure(

@@ -600,7 +600,9 @@ def _forget(folder):
     if folder.exists(): folder.rmdir()
 
 # %% ../nbs/support/runs.ipynb #a591ca0a
-def score_name(record:dict)->str: return next(iter(record['baselines']))
+def score_name(record:dict)->str: # 'L2' or 'SSIM'
+    "The paper's choice for these images"
+    return next(iter(record['baselines']))
 
 SCORES = {'L2': L2, 'SSIM': SSIM} # by name, for comparing saved numbers
 

@@ -285,6 +285,11 @@ def _panel_title(record):
 def _scores(record, which):
     return torch.tensor(record['runs'][which]['scores'][score_name(record)], dtype=torch.float64)
 
+def _gain(record):
+    "(n,) improvement of each sample by splitting"
+    name = score_name(record)
+    return SCORES[name].improvement(*(_scores(record, w) for w in WORDS))
+
 def top_by_rule(
     record:dict,
     count:int
@@ -304,7 +309,7 @@ def _draw_grid(figure, found):
     fig = Figure(figsize=(max(8, *(.72*width for width, _ in sizes)), .72*sum(heights)), layout='constrained')
     parts = np.atleast_1d(fig.subfigures(len(found), 1, height_ratios=heights))
     for part, (records, images), (samples, passing) in zip(parts, found, tops):
-        gain = SCORES[score_name(records[0])].improvement(*(_scores(records[0], w) for w in WORDS))
+        gain = _gain(records[0])
         improved = int((gain[samples] > 0).sum())
         place = {int(sample): i for i, sample in enumerate(images['samples'])}
         name = score_name(records[0])
@@ -339,8 +344,7 @@ def _draw_curves(figure, found):
 
 def representative(record:dict)->dict: # words -> sample
     "By rule, not by looks: the sample improved most, the median one, the one harmed most"
-    gain = SCORES[score_name(record)].improvement(*(_scores(record, w) for w in WORDS))
-    order = gain.argsort(descending=True, stable=True).tolist()
+    order = _gain(record).argsort(descending=True, stable=True).tolist()
     return {'most improved': order[0], 'median': order[len(order)//2], 'most harmed': order[-1]}
 
 def _draw_paths(figure, found):
@@ -388,11 +392,6 @@ def paper_figure(
     return fig
 
 # %% ../nbs/04_experiments.ipynb #e9f7873b
-def _gain(record):
-    "(n,) improvement of each sample by splitting"
-    name = score_name(record)
-    return SCORES[name].improvement(*(_scores(record, w) for w in WORDS))
-
 def top_improve(record, count):
     "For each sample that a grid shows 1 if it improved, else 0"
     return (_gain(record)[top_by_rule(record, count)[0]] > 0).double()

@@ -103,7 +103,7 @@ def save_result(
                                   'reconstruction.npz')]
 
 # %% ../nbs/04_experiments.ipynb #13ad3c1e
-SCALES = ('smoke', 'small', 'paper')
+SCALES = ('smoke', 'small', 'medium', 'paper')
 
 @dataclass(frozen=True)
 class Study:
@@ -191,6 +191,7 @@ def _ntk(scale, data, ratio): # k = ratio n
     if scale == 'small':
         n = {'mnist': 50, 'cifar10': 30}[data]
         return Experiment(data=data, n=n, k=round(n*ratio), steps=1000)
+    if scale == 'medium': return Experiment(data=data, n=100, k=round(100*ratio), width=1000, steps=3000)
     return Experiment(data=data, n=100, k=round(100*ratio), width=1000, evaluations=80,
                       **published('loo-ntk'))
 
@@ -202,20 +203,52 @@ def _kkt(scale, method, data, n, ratio=2): # n at paper scale, 500 or 100; k = r
     "The attacks of Haim et al. 2022 ('kkt') and Buzaglo et al. 2024 ('multiclass')"
     if scale == 'smoke': return Experiment(**OURS[method] | FACES[scale] | dict(
         k=round(6*ratio), training_steps=100))
-    if scale == 'small':
-        n = {500: 50, 100: 20}[n]
-        return Experiment(data=data, n=n, k=round(n*ratio), **OURS[method] | _START[data])
+    if scale in ('small', 'medium'):
+        n, width = {'small': {500: 50, 100: 20}, 'medium': {500: 100, 100: 50}}[scale][n], {'small': 500, 'medium': 1000}[scale]
+        return Experiment(data=data, n=n, k=round(n*ratio), width=width, **OURS[method] | _START[data])
     return Experiment(data=data, n=n, k=round(n*ratio), width=1000, evaluations=50,
                       **published(_PRESETS.get((method, data), 'buzaglo-multiclass')))
 _multiclass = lambda scale, *args: _kkt(scale, 'multiclass', *args)
 _binary = lambda scale, *args: _kkt(scale, 'kkt', *args)
 
+# %% ../nbs/04_experiments.ipynb #a5d4c1d1
+def _curvature(scale):
+    "Few, selective splits of the NTK attack on MNIST, k = n/2, n and 2n"
+    cases = {f'{r:g}n': replace(_ntk(scale, 'mnist', r), max_fraction=.15) for r in (.5, 1, 2)}
+    return Study('curvature', scale, cases, seeds=tuple(range(6 if scale == 'small' else 1)),
+                 runs=('plain', 'split', 'random direction', 'random choice', 'random both',
+                       'plain, final k at start', 'plain, equal seconds'), draw=True)
+
+_LEARNED = dict(lr_multipliers=.02, start_multipliers=(-.5, .5), share=True)
+_DESCENT = dict(training='descent', training_steps=20_000, training_lr=.01) # to a loss of 1e-10
+_SETTINGS = { # what differs from ours; 'published' is Loo et al. 2024 and C.1 in as many steps
+    'ours': {},
+    'published': dict(optimizer='lazy-adam', cycles=0, sharpness=(11., 200.), threshold=-.1,
+                      relative=False, eta_max=.01, **_LEARNED),
+    'learned-multipliers': _LEARNED, 'constant-rate': dict(cycles=0),
+    'torch-adam': dict(optimizer='torch-adam'), 'soft-start': dict(sharpness=(11., 200.)),
+    'sharp': dict(sharpness=(200., 200.)), 'threshold-0.0001': dict(threshold=-1e-4),
+    'threshold-0.01': dict(threshold=-1e-2), 'one-event': dict(splits=1),
+    'seven-events': dict(splits=7), 'eta-0.01': dict(eta_max=.01),
+    'descent': _DESCENT, 'descent-final': dict(tangent='final', **_DESCENT),
+    'descent-both': dict(tangent='both', **_DESCENT)}
+
+def _settings(scale):
+    "The NTK attack on MNIST at k = 2n under other settings, one change at a time"
+    few = {'training_steps': 20} if scale == 'smoke' else {}
+    change = lambda kw: kw | few if 'training' in kw else kw
+    base = _ntk(scale, 'mnist', 2)
+    events = lambda kw: kw if scale == 'small' else {k: v for k, v in kw.items() if k != 'splits'}
+    return Study('settings', scale, {name: replace(base, **change(events(kw)))
+                                     for name, kw in _SETTINGS.items()}, SEEDS[scale])
+
 # %% ../nbs/04_experiments.ipynb #57ceeb0c
-SEEDS = dict(smoke=(0,), small=(0, 1, 2), paper=(0, 1, 2))
+SEEDS = dict(smoke=(0,), small=(0, 1, 2), medium=(0, 1, 2), paper=(0, 1, 2))
 
 def _figure_experiments(scale):
     "Study name -> label -> `Experiment`, for every figure of the paper"
-    both, ratios = ('mnist', 'cifar10'), (.3, .6, 1) if scale == 'paper' else (.3, .6)
+    both = ('mnist',) if scale == 'medium' else ('mnist', 'cifar10') # of the NTK attack
+    ratios = (.3, .6, 1) if scale in ('medium', 'paper') else (.3, .6)
     return {
         'figure01': {d: _ntk(scale, d, 2) for d in both},
         'figure03': {f'mnist-{r}n': _binary(scale, 'mnist', 500, r) for r in (1, 3)},
@@ -226,7 +259,8 @@ def _figure_experiments(scale):
         'figure09': {'cifar10': _multiclass(scale, 'cifar10', 500)},
         'figure11': {f'{d}-{r}n': _ntk(scale, d, r) for d in both for r in ratios}}
 
-OWN_STUDIES = {'controls': _controls, 'unknown-n': _unknown_n, 'sensitivity': _sensitivity}
+OWN_STUDIES = {'controls': _controls, 'curvature': _curvature, 'unknown-n': _unknown_n,
+               'sensitivity': _sensitivity, 'settings': _settings}
 STUDIES = ('figure01', 'figure03', 'figure05', 'figure08', 'figure09', 'figure11', *OWN_STUDIES)
 
 def get_study(

@@ -684,19 +684,22 @@ def _trial(problem, settings):
 def random_search(
     e:Experiment, # short; what is not searched over
     ranges:dict, # see `draw_settings`; `sharpness` stays constant over a run
-    count:int=24,
+    count:int=24, # draws
     seed:int=0, # of the draws
+    first:tuple=(), # settings to try before them, such as published ones
     path:str|Path=None, # JSON file: trials found there are not run again; None: nothing is kept
     cache:str|Path=None, # see `run`
     run_missing:bool=True # False: MissingResult instead
 )->list: # of dicts, one per trial: settings, loss (None: it diverged), mean scores, samples recovered
     "Short plain runs on one network with randomly drawn settings; see `best_by_loss`"
     kept = load_json(path) if path is not None and Path(path).exists() else {}
-    head = dict(config=config(e), ranges=json.loads(json.dumps(ranges)), seed=seed)
+    head = json.loads(json.dumps(dict(config=config(e), ranges=ranges, seed=seed, first=first)))
     trials = kept['trials'] if all(kept.get(k) == v for k, v in head.items()) else []
-    todo = draw_settings(ranges, count, seed)[len(trials):]
-    if not todo: return trials[:count]
-    if not run_missing: raise MissingResult(f'{path} lacks {len(todo)} of {count} trials: run the search')
+    wanted = [*first, *draw_settings(ranges, count, seed)]
+    todo = wanted[len(trials):]
+    if not todo: return trials[:len(wanted)]
+    if not run_missing: raise MissingResult(
+        f'{path} lacks {len(todo)} of {len(wanted)} trials: run the search')
     problem = prepare(e, cache)
     for settings in todo:
         trials.append(_trial(problem, settings))

@@ -693,7 +693,8 @@ def random_search(
 )->list: # of dicts, one per trial: settings, loss (None: it diverged), mean scores, samples recovered
     "Short plain runs on one network with randomly drawn settings; see `best_by_loss`"
     kept = load_json(path) if path is not None and Path(path).exists() else {}
-    head = json.loads(json.dumps(dict(config=config(e), ranges=ranges, seed=seed, first=first)))
+    fixed = {k: v for k, v in config(e).items() if k != 'device'}
+    head = json.loads(json.dumps(dict(config=fixed, ranges=ranges, seed=seed, first=first)))
     trials = kept['trials'] if all(kept.get(k) == v for k, v in head.items()) else []
     wanted = [*first, *draw_settings(ranges, count, seed)]
     todo = wanted[len(trials):]

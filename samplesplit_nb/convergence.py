@@ -9,6 +9,7 @@ __all__ = ['hessian_product', 'hessian_min_eigenvalue', 'Majorant', 'activation_
 
 # %% ../nbs/03_convergence.ipynb #n03
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 import torch
@@ -27,7 +28,7 @@ def hessian_product(
     x:Tensor, # (k, d) candidates
     lam:Tensor, # (k,) or (k, outputs) multipliers, held fixed
     penalties:bool=True # of what is minimised, or of L alone
-): # a function from v (k, d) to (k, d): H v
+)->Callable: # from v (k, d) to (k, d): H v
     "Products with the full Hessian in x, H = 2 J'J + blockdiag(S), without forming it (paper, Lemma B.2)"
     splitting = splitting_product(objective, x, lam)
     def matvec(v:Tensor)->Tensor:
@@ -78,7 +79,9 @@ class Majorant(tuple):
         if isinstance(other, (int, float)): return Majorant(a*other for a in self)
         return Majorant(sum(math.comb(p, q)*self[q]*other[p - q] for q in range(p + 1))
                         for p in range(4))
-    def compose(self, s):
+    def compose(self,
+        s:tuple # bounds of |s|, |s'|, |s''|, |s'''|
+    )->'Majorant':
         "Of s(u), s elementwise with |s^(p)| <= s[p] (Faa di Bruno)"
         _, a, b, c = self
         return Majorant((s[0], s[1]*a, s[2]*a**2 + s[1]*b,
@@ -156,7 +159,7 @@ def smoothness(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d) the start, for its loss and k
     lam:Tensor, # (k,) multipliers, held fixed, or only ever halved by splits
-    radius:float=None, # region |x_i| <= radius for every candidate; None: twice the largest |x_i|
+    radius:float|None=None, # region |x_i| <= radius for every candidate; None: twice the largest |x_i|
     method:str='bound', # 'bound': proved, for perceptrons; 'sampled': the largest met at random points, a lower estimate, for any smooth network
     samples:int=20, # points for 'sampled'
     seed:int=0
@@ -235,8 +238,8 @@ def theorem_bound(
     eps:float, # of second-order stationarity
     l:float, # bound of |grad_x^2 L|
     rho:float, # bound of |grad_x^3 L|
-    eta_g:float=None, # at most 1 / l; None: 1 / l
-    eta:float=None # at most 3/2 sqrt(eps / rho); None: that
+    eta_g:float|None=None, # at most 1 / l; None: 1 / l
+    eta:float|None=None # at most 3/2 sqrt(eps / rho); None: that
 )->Bound: # ValueError for anything outside its range
     "Theorem 5.1 in numbers: 4 L0 / (eps_H eta^2) splits, 2 L0 / (eta_g eps^2) gradient steps"
     for name, value in (('eps', eps), ('l', l), ('rho', rho)):

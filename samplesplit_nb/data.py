@@ -24,7 +24,7 @@ class ImageData:
     y:Tensor # (n,) labels: -1 / +1 in float64, or classes 0 to 9 in int64
     mean:Tensor # (d,) float64, mean image of the whole collection
     shape:tuple # (height, width) or (height, width, channels)
-    name:str
+    name:str # of the collection
     classes:tuple=() # what the labels stand for, lowest label first; () where the data set says it
 
     @property
@@ -136,6 +136,7 @@ def _official(name):
         return images, labels.astype(np.int64)
     return read
 
+# readers of collections by name: from a folder to (images, labels)
 SOURCES = {'faces': _faces, 'mnist': _official('mnist'), 'cifar10': _official('cifar10')}
 
 # %% ../nbs/support/data.ipynb #db414256
@@ -187,6 +188,7 @@ def _balanced(name, labels, classes, n, seed):
                            for i, c in enumerate(classes)])
 
 # %% ../nbs/support/data.ipynb #c111ca0d
+# files that count as images in a folder
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.pgm', '.ppm')
 
 def _read_folder(folder):

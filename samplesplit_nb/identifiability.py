@@ -166,7 +166,7 @@ def interpolation_rank(
     W:Tensor, # (m, d) neurons
     degree:int, # alpha >= 1
     rtol:float=1e-8 # of the span of W
-)->tuple: # (rank of K, N): equal where Theorem 4.1 applies
+)->tuple[int, int]: # (rank of K, N): equal where Theorem 4.1 applies; ValueError for bad shapes or nan
     "Rank of the kernel matrix K_pq = (W_p . W_q)^(degree-1) and the rank needed, condition (4.2), in the dimension r = dim span(W)"
     _require_degree(degree); _require_network(W.new_zeros(len(W)), W)
     U, _ = _unit_rows(W.double())
@@ -252,7 +252,7 @@ class SymmetricTensor:
     C:Tensor # (m, r) rows c_j
     degree:int # alpha
     def p(self, w:Tensor)->Tensor: # (k,) from w (k, r)
-        "T(w, ..., w)"
+        "The form itself, T(w, ..., w), at the rows of w"
         return ((w @ self.U.T)**(self.degree-1)*(w @ self.C.T)).sum(1)
     def f(self, w:Tensor)->Tensor: # (k, r) from w (k, r)
         "T(., w, ..., w), the gradient of p over the degree"
@@ -328,7 +328,7 @@ class Matching:
     error:Tensor # (n,) distance after the change of sign; inf: none left
     degree:int
     def apply(self, X_hat:Tensor, b_hat:Tensor)->tuple: # X (n, d), b (n,)
-        "The recovered samples in the order and sign of the true ones"
+        "The recovered samples X_hat (k, d), b_hat (k,) in the order and sign of the true ones; ValueError if one has none"
         require(bool((self.index >= 0).all()), 'index', '<some samples unmatched>',
                 'complete', 'recover at least as many samples as there are')
         return (self.sign[:, None]*X_hat[self.index],
@@ -362,7 +362,7 @@ def interpolate_symmetric(
     U:Tensor, # (m, r) unit rows
     F:Tensor, # (m, r) values f(u_j)
     degree:int # alpha >= 3
-)->tuple: # (SymmetricTensor, rank of B, rank needed)
+)->tuple: # (SymmetricTensor, rank of B, rank needed); ValueError if it is too large
     "The symmetric tensor of smallest norm whose gradient map takes the given values; beyond the paper"
     m, r = U.shape
     require(m*r <= 12_000, 'm r', m*r, 'at most 12000 (a dense matrix of 1.2 GB)',
@@ -374,6 +374,7 @@ def interpolate_symmetric(
     return (SymmetricTensor(U, C.view(m, r), degree), rank,
             math.comb(r + degree - 1, degree))
 
+# by name, as `recover` takes them
 INTERPOLATIONS = {'kernel': interpolate_kernel, 'symmetric': interpolate_symmetric}
 
 # %% ../nbs/00_identifiability.ipynb #07a80ca8
@@ -474,7 +475,7 @@ class Recovery:
     needed:int # rank at which the interpolation is unique
     residual:float # relative misfit of the equations that were given
     unique:bool # certified: rank == needed and residual < 1e-8
-    sentence:str
+    sentence:str # that verdict in words
 
 def _judge(rank, needed, residual): # (unique, sentence)
     "What rank and residual together say"

@@ -21,8 +21,8 @@ def _softplus(z, b):
 
 @dataclass(frozen=True)
 class SmoothReLU:
-    "`softplus(b t) / b`, which tends to ReLU as the sharpness b grows (Loo et al. 2024); `sharpness=None` is ReLU itself"
-    sharpness:float|Tensor|None=None # b, in 1 / units of the pre-activation; None: exact ReLU; a tensor (not checked) where it changes inside a compiled step
+    "`softplus(b t) / b`, which tends to ReLU as the sharpness b grows (Loo et al. 2024); `sharpness=None` is ReLU itself; ValueError unless positive and finite"
+    sharpness:float|Tensor|None=None # b, in 1 / units of the pre-activation; None: exact ReLU; a scalar tensor (not checked) where it changes inside a compiled step
     def __post_init__(self):
         b = self.sharpness
         ok = b is None or torch.is_tensor(b) or 0 < b < float('inf')
@@ -30,7 +30,7 @@ class SmoothReLU:
                 'None (exact ReLU) or a positive finite number',
                 '50 to 200 is the useful range')
     def __call__(self, z:Tensor)->Tensor: # same shape as z
-        "The activation"
+        "The activation at z, elementwise"
         return torch.relu(z) if self.sharpness is None else _softplus(z, self.sharpness)
     def slope(self, z:Tensor)->Tensor: # same shape as z, in [0, 1]
         "Its derivative, itself differentiable when smooth"
@@ -41,7 +41,7 @@ class SmoothReLU:
 @dataclass(frozen=True)
 class SurrogateReLU:
     "ReLU whose derivative is replaced by `sigmoid(a t)` (Haim et al. 2022, Buzaglo et al. 2024: a = 19 to 150)"
-    sharpness:float|Tensor # a, in 1 / units of the pre-activation, as in `SmoothReLU`; ValueError unless positive and finite
+    sharpness:float|Tensor # a number or scalar tensor a, in 1 / units of the pre-activation, as in `SmoothReLU`; ValueError unless positive and finite
     def __post_init__(self):
         a = self.sharpness
         ok = a is not None and (torch.is_tensor(a) or 0 < a < float('inf'))
@@ -72,7 +72,7 @@ class Polynomial:
     @classmethod
     def power(cls,
         degree:int # alpha, at least 1; ValueError otherwise
-    ): # a `Polynomial`
+    )->'Polynomial':
         "The single power t^degree (paper, section 4.2)"
         ok = isinstance(degree, int) and not isinstance(degree, bool) and degree >= 1
         require(ok, 'degree', repr(degree), 'an integer of at least 1',
@@ -85,7 +85,7 @@ class Polynomial:
         return len(self.coefficients) - 1
 
     def __call__(self, z:Tensor)->Tensor: # same shape as z
-        "The activation"
+        "The activation at z, elementwise"
         return _horner(self.coefficients, z)
     def slope(self, z:Tensor)->Tensor: # same shape as z
         "Its derivative, itself differentiable"

@@ -8,16 +8,18 @@ __all__ = ['SAFE_TORCH', 'atomic_path', 'save_json', 'load_json', 'save_arrays',
 
 # %% ../nbs/support/storage.ipynb #0685cd2c
 import hashlib, json, math, os, re, tempfile, time, warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 import numpy as np
 import torch
 from .checks import require
 
 # %% ../nbs/support/storage.ipynb #3185d652
 @contextmanager
-def atomic_path(path:str|Path):
+def atomic_path(path:str|Path)->Iterator[Path]:
     "A temporary path with the same suffix to write to; it becomes `path` when the block ends well, and vanishes otherwise"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,17 +40,23 @@ def _umask():
     return mask
 
 # %% ../nbs/support/storage.ipynb #33f7fbfe
-def save_json(path:str|Path, value)->None:
+def save_json(
+    path:str|Path,
+    value # dicts with string keys, lists, numbers, strings, None
+)->None:
     "Write a JSON file atomically; ValueError if a number is nan or inf"
     text = json.dumps(value, indent=1, allow_nan=False)
     text = re.sub(r'\[[^\[\]{}"]*\]', lambda m: ' '.join(m.group(0).split()), text)
     with atomic_path(path) as p: p.write_text(text + '\n', encoding='utf-8')
 
-def load_json(path:str|Path):
-    "Read a JSON file"
+def load_json(path:str|Path)->Any: # as `save_json` takes
+    "Read a JSON file; ValueError for another kind of file"
     return json.loads(Path(path).read_text(encoding='utf-8'))
 
-def save_arrays(path:str|Path, **arrays)->None:
+def save_arrays(
+    path:str|Path, # NAME.npz
+    **arrays # of any shapes
+)->None:
     "Write named numpy arrays (or CPU tensors) to a compressed .npz atomically"
     with atomic_path(path) as p:
         np.savez_compressed(p, **{k: np.asarray(v) for k, v in arrays.items()})
@@ -58,7 +66,11 @@ def load_arrays(path:str|Path)->dict:
     with np.load(path, allow_pickle=False) as f: return {k: f[k] for k in f.files}
 
 # %% ../nbs/support/storage.ipynb #097303fa
-def save_figure(path:str|Path, fig, dpi:int=150)->None:
+def save_figure(
+    path:str|Path, # the suffix says the format
+    fig, # of matplotlib
+    dpi:int=150 # dots per inch
+)->None:
     "Save a matplotlib figure as an image, atomically"
     with atomic_path(path) as p: fig.savefig(p, dpi=dpi, bbox_inches='tight')
 
@@ -92,7 +104,7 @@ def save_state(
 
 def load_state(
     path:str|Path
-): # the tree, its tensors on the CPU
+)->Any: # the tree, its tensors on the CPU
     "Read what `save_state` wrote; FileNotFoundError, or ValueError for another kind of file"
     from safetensors import SafetensorError, safe_open
     if not Path(path).is_file(): raise FileNotFoundError(f'{path} not found')
@@ -150,7 +162,9 @@ class Keeper:
                 or (self.at.every_seconds is not None
                     and time.monotonic() - self.saved >= self.at.every_seconds))
 
-    def save(self, state)->None: # state: () -> dict, as for `save_state`
+    def save(self,
+        state:Callable # () -> dict, as for `save_state`
+    )->None:
         "Replace the file"
         if self.at is None: return
         save_state(self.at.path, dict(identity=self.identity, **state()))
@@ -173,7 +187,7 @@ def progress_bar(
     progress:bool|str, # False for none; a string names it
     total:int, # steps
     name:str # where `progress` gives none
-): # a function of (step, loss, and what else is to be shown), or None
+)->Iterator[Callable|None]: # a function of (step, loss, and what else is to be shown), or None
     "A tqdm bar, closed when the block ends well; a failure leaves it for the command line to wipe away"
     if progress is False:
         yield None

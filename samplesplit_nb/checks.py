@@ -53,7 +53,7 @@ def require_candidates(
     require_finite('lam', lam)
 
 # %% ../nbs/support/checks.ipynb #fc66da33
-def pick_device(
+def pick_device( # type: ignore[return] # its last line always raises
     name:str='auto' # 'auto', 'cpu', 'cuda', 'cuda:1', ...
 )->torch.device: # a device that works here; ValueError otherwise
     "The named device, checked by putting a number on it"

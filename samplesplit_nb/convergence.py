@@ -11,7 +11,7 @@ __all__ = ['hessian_product', 'hessian_min_eigenvalue', 'Majorant', 'activation_
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.func import jvp
@@ -101,7 +101,7 @@ def activation_bounds(
         c = activation.coefficients
         return tuple(sum(abs(v)*math.perm(k, p)*reach**(k - p)
                          for k, v in enumerate(c) if k >= p) for p in range(5))
-    b = activation.sharpness if isinstance(activation, SmoothReLU) else None
+    b:Any = activation.sharpness if isinstance(activation, SmoothReLU) else None
     require(b is not None, 'activation', activation, 'smooth: softplus or a polynomial',
             'smooth a ReLU, NTKObjective(..., sharpness=50.) or objective.smoothed(50.)')
     return (reach + math.log(2)/b, 1., b/4, b**2/(6*math.sqrt(3)), b**3/8)
@@ -178,8 +178,9 @@ def smoothness(
     require(isinstance(getattr(objective, 'tangent', None), PerceptronTangent) and lam.ndim == 1,
             'method', "'bound'", "'sampled' for this objective",
             'the bound is for perceptrons with one multiplier per candidate')
-    c = objective.cotangent(x).norm(dim=1).max().item()
-    _, f1, f2, f3 = tangent_bounds(objective.tangent, radius, c)
+    attack:Any = objective # a `NetworkObjective`, as its tangent says
+    c = attack.cotangent(x).norm(dim=1).max().item()
+    _, f1, f2, f3 = tangent_bounds(attack.tangent, radius, c)
     residual = objective.loss(x, lam).clamp_min(0).sqrt().item()
     square, most = lam.norm().item(), lam.abs().max().item()
     return Smoothness(2*f1**2*square**2 + 2*residual*f2*most,

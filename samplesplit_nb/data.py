@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ def _read_npz(path, *names):
             'save it anew by numpy.savez, without dtype=object')
 
 # %% ../nbs/support/data.ipynb #b5d2114f
-_OPERATORS = [] # what is declared lives as long as this list
+_OPERATORS:list = [] # what is declared lives as long as this list
 
 def _torchvision_datasets():
     "torchvision.datasets, also beside a torch that it was not built for; ImportError without torchvision"
@@ -221,6 +222,7 @@ def _in_range(path, images):
 def _read_image(path):
     "(h, w) or (h, w, 3), uint8 or (from 16 bits) float64; ValueError naming a file that cannot be read"
     from PIL import Image, ImageOps
+    im:Any
     try:
         with Image.open(path) as f: im = ImageOps.exif_transpose(f)
     except Exception as e: im, why = None, f'{type(e).__name__}: {e}' # decoders raise many kinds

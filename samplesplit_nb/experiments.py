@@ -20,7 +20,7 @@ from torch import Tensor
 from matplotlib.figure import Figure
 from .checks import require
 from .figures import COLORS, grid_size, image_grid, mark_splits, plot_curve, plot_pairs
-from .metrics import Paired, Score, paired, paired_over_seeds, top_samples
+from .metrics import Paired, paired, paired_over_seeds, top_samples
 from .runs import (
     CONTROLS, OURS, SCORES, Experiment, MissingResult, Result, load_or_run, published,
     score_name, shown_images)
@@ -42,7 +42,7 @@ def grid_figure(
     record:dict,
     images:dict, # see `shown_images`
     title:str|None=None, # None: what it is, and the `caption`
-    samples:np.ndarray|None=None, # (c,) places in `images`, in the order to be shown; None: all of them
+    samples:np.ndarray|list|None=None, # (c,) places in `images`, in the order to be shown; None: all of them
     columns:int=10, # images per line
     fig=None # figure or sub-figure to draw on; None: a new one
 )->Figure:
@@ -146,7 +146,7 @@ class Study:
 
 # %% ../nbs/04_experiments.ipynb #7485568b
 # settings of the studies on faces, by scale
-FACES = dict(smoke=dict(n=6, k=4, width=30, steps=40, splits=1, evaluations=4), small={})
+FACES:dict[str, dict] = dict(smoke=dict(n=6, k=4, width=30, steps=40, splits=1, evaluations=4), small={})
 
 def _controls(scale):
     "Every control, on faces"
@@ -176,13 +176,13 @@ def improvement(
     "The paired comparison of two runs over all seeds"
     score = score or score_name(records[0])
     runs = [tuple(r['runs'][which]['scores'][score] for which in (before, after)) for r in records]
-    return paired_over_seeds(runs, SCORES[score]) if len(runs) > 1 else paired(*runs[0], SCORES[score])
+    return paired_over_seeds(runs, SCORES[score]) if len(runs) > 1 else paired(runs[0][0], runs[0][1], SCORES[score])
 
 # %% ../nbs/04_experiments.ipynb #0adb3c19
 def _sensitivity(scale):
     "Threshold, period and largest step, one at a time, on faces"
     base = Experiment(**FACES[scale] | (dict(steps=2000) if scale == 'small' else {}))
-    other = {f'threshold{v:g}': dict(threshold=v) for v in (-1e-4, -1e-2)}
+    other:dict[str, dict] = {f'threshold{v:g}': dict(threshold=v) for v in (-1e-4, -1e-2)}
     other |= {f'splits{v}': dict(splits=v) for v in ((1, 7) if scale == 'small' else (2,))}
     other |= {f'eta{v:g}': dict(eta_max=v) for v in (.01, .03, .3)}
     cases = {'base': base} | {name: replace(base, **kw) for name, kw in other.items()}
@@ -200,7 +200,7 @@ def _ntk(scale, data, ratio): # k = ratio n
                       **published('loo-ntk'))
 
 # %% ../nbs/04_experiments.ipynb #fd7d8501
-_START = {'mnist': {}, 'cifar10': dict(start_scale=.03)}
+_START:dict[str, dict] = {'mnist': {}, 'cifar10': dict(start_scale=.03)}
 _PRESETS = {('kkt', 'mnist'): 'haim-mnist-1', ('kkt', 'cifar10'): 'haim-cifar-1'}
 
 def _kkt(scale, method, data, n, ratio=2): # n at paper scale, 500 or 100; k = ratio n
@@ -306,18 +306,18 @@ def top_by_rule(
 )->tuple: # (samples, how many pass the threshold in all)
     "The best samples that pass the threshold in either run, most improved first; the ten best if fewer pass"
     name = score_name(record)
-    pair, n = tuple(_scores(record, w) for w in WORDS), record['config']['n']
-    passing = len(top_samples(*pair, SCORES[name], THRESHOLDS[name], n))
-    if passing >= 10: return top_samples(*pair, SCORES[name], THRESHOLDS[name], count), passing
+    (plain, split), n = (_scores(record, w) for w in WORDS), record['config']['n']
+    passing = len(top_samples(plain, split, SCORES[name], THRESHOLDS[name], n))
+    if passing >= 10: return top_samples(plain, split, SCORES[name], THRESHOLDS[name], count), passing
     anything = 1e9 if SCORES[name].better == 'lower' else -1e9
-    return top_samples(*pair, SCORES[name], anything, 10), passing
+    return top_samples(plain, split, SCORES[name], anything, 10), passing
 
 def _draw_grid(figure, found):
     tops = [top_by_rule(records[0], figure.count) for records, _ in found]
     sizes = [grid_size(3, len(samples), 15) for samples, _ in tops]
     heights = [height + .2 for _, height in sizes]
     fig = Figure(figsize=(max(8, *(.72*width for width, _ in sizes)), .72*sum(heights)), layout='constrained')
-    parts = np.atleast_1d(fig.subfigures(len(found), 1, height_ratios=heights))
+    parts = np.atleast_1d(fig.subfigures(len(found), 1, height_ratios=heights)) # type: ignore[arg-type] # or one alone
     for part, (records, images), (samples, passing) in zip(parts, found, tops):
         gain = _gain(records[0])
         improved = int((gain[samples] > 0).sum())
@@ -491,7 +491,7 @@ def over_seeds(
     "Mean over seeds with a 95 % bootstrap interval, seeds drawn first; for one seed over its samples"
     values = [v for v in values if len(v)]
     if not values: return None
-    up = Score('value', 'higher', None)
+    up = SCORES['SSIM'] # for its direction: higher is better
     if len(values) > 1: p = paired_over_seeds([(torch.zeros_like(v), v) for v in values], up)
     elif len(values[0]) > 1: p = paired(torch.zeros_like(values[0]), values[0], up)
     else: return (values[0].item(),)*3

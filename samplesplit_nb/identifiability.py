@@ -55,7 +55,7 @@ def kkt_residual(
     error_a = a - t**degree @ b
     error_W = W - degree*a[:, None]*((b*t**(degree-1)) @ X)
     size = a.square().sum() + W.square().sum()
-    require(size > 0, '|theta|', 0., 'positive', 'a network of zeros knows nothing')
+    require(bool(size > 0), '|theta|', 0., 'positive', 'a network of zeros knows nothing')
     return math.sqrt((error_a.square().sum() + error_W.square().sum())/size)
 
 # %% ../nbs/00_identifiability.ipynb #a3810443
@@ -501,12 +501,12 @@ def _decompose(U, F, degree, interpolation, refine, misfit):
             f'one of {sorted(INTERPOLATIONS)}', "use 'kernel', the paper's")
     tensor, rank, needed = INTERPOLATIONS[interpolation](U, F, degree)
     usable = lambda X: bool(torch.isfinite(X).all()) and torch.linalg.cond(X) < 1e10
-    start, answers = simultaneous_diagonalisation(tensor), []
+    start, starts = simultaneous_diagonalisation(tensor), []
     if usable(start):
         joint = joint_diagonalisation(tensor, start)
-        answers.append(joint if usable(joint) else start)
-    if rank < needed or not answers: answers.append(U[_pivot_rows(U)])
-    answers = [(X, dual_coefficients(tensor, X)) for X in answers]
+        starts.append(joint if usable(joint) else start)
+    if rank < needed or not starts: starts.append(U[_pivot_rows(U)])
+    answers:list = [(X, dual_coefficients(tensor, X)) for X in starts]
     if refine: answers = [gauss_newton(U, F, X, b, degree) for X, b in answers]
     X, b = min(answers, key=lambda answer: misfit(*answer))
     return X, b, rank, needed

@@ -7,6 +7,7 @@ __all__ = ['SmoothReLU', 'SurrogateReLU', 'Polynomial', 'MLP', 'mlp_from_weights
 
 # %% ../nbs/support/networks.ipynb #0f2a9910
 import math, re
+from collections.abc import Sequence
 from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
@@ -99,7 +100,8 @@ def _horner(coefficients, z):
 
 # %% ../nbs/support/networks.ipynb #87eba88a
 class MLP(nn.Module):
-    "Perceptron with the given layer widths; parameters in the order weight, bias, weight, bias, ..."
+    "Perceptron with the given layer widths; parameters in the order weight, bias, weight, bias, ...; ValueError for impossible settings"
+    layers:Sequence[nn.Linear] # a ModuleList, so that torch finds the parameters
     def __init__(self,
         widths:list, # [d, m_1, ..., outputs], at least two positive integers; ValueError otherwise
         activation=SmoothReLU(), # has `__call__` and `slope`, elementwise
@@ -120,7 +122,7 @@ class MLP(nn.Module):
                 'for example 1e-4 for the KKT attack')
         self.widths, self.activation, self.bias = list(widths), activation, bias
         has = lambda i: bias == 'all' or (bias == 'first' and i == 0)
-        self.layers = nn.ModuleList([
+        self.layers = nn.ModuleList([ # type: ignore[assignment] # torch does not say what is in it
             nn.utils.skip_init(nn.Linear, a, b, bias=has(i))
             for i, (a, b) in enumerate(zip(widths, widths[1:]))])
         self._reset(init, torch.Generator().manual_seed(seed))
@@ -160,7 +162,7 @@ def _dense_layers(weights):
                     if re.search(r'(^|\.)weight$', name) and w.ndim == 2), key=_natural)
     known = {prefix + part for prefix in names for part in ('weight', 'bias')}
     other = sorted(set(weights) - known, key=_natural)
-    require(names and not other, 'weights', f'<{", ".join(other[:3]) or "none"}>',
+    require(bool(names and not other), 'weights', f'<{", ".join(other[:3]) or "none"}>',
             'named like layers.0.weight (a matrix) and layers.0.bias',
             'rename them, or load them into your own module (on the command line: '
             '--module pkg:factory)')

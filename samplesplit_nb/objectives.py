@@ -11,7 +11,7 @@ __all__ = ['RIDGE', 'CANCELS', 'PRESETS', 'TangentFeatures', 'tangent_features',
 # %% ../nbs/01_objectives.ipynb #7567de2f
 import copy, dataclasses, math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import scipy.optimize
 import torch
 from torch import Tensor, nn
@@ -36,11 +36,12 @@ def tangent_features(
 )->TangentFeatures:
     "One forward and one backward pass, kept in factors; differentiable in x"
     layers, inputs, zs = network.layers, [x], []
+    backs:list = []
     for layer in layers[:-1]:
         zs.append(layer(inputs[-1]))
         inputs.append(activation(zs[-1]))
     slopes = [activation.slope(z) for z in zs]
-    deltas, backs = [x.new_ones(len(x), 1) if cotangent is None else cotangent], []
+    deltas = [x.new_ones(len(x), 1) if cotangent is None else cotangent]
     for layer, slope in zip(reversed(layers[1:]), reversed(slopes)):
         backs.insert(0, deltas[0] @ layer.weight)
         deltas.insert(0, backs[0]*slope)
@@ -66,7 +67,7 @@ def weighted_sum(
 
 def _tangents(network, features, vector):
     "The derivative of every pre-activation along a parameter-shaped vector: a list of (k, width l)"
-    tangents = []
+    tangents:list = []
     for i, (W, b) in enumerate(_by_layer(network, vector)):
         t = (features.inputs[i] @ W.T if b is None
              else torch.addmm(b, features.inputs[i], W.T))
@@ -80,7 +81,8 @@ def tangent_inner(network:MLP, features:TangentFeatures, vector:list)->Tensor: #
 
 def gram(network:MLP, a:TangentFeatures, b:TangentFeatures|None=None)->Tensor: # (k_a, k_b)
     "The tangent kernel <f(x_i), f(x_j)> between two batches (b=None: with itself)"
-    b, total = b or a, 0
+    b = b or a
+    total:Any = 0
     for layer, ha, da, hb, db in zip(network.layers, a.inputs, a.deltas,
                                      b.inputs, b.deltas):
         total = total + (da @ db.T)*(ha @ hb.T + (layer.bias is not None))
@@ -180,7 +182,7 @@ class ReconstructionObjective:
         shape = self.multiplier_shape(len(x))
         require_candidates(x, lam, self.d, None if len(shape) == 1 else shape[1])
 
-    def smoothed(self, sharpness:float|None)->'ReconstructionObjective': # never returns
+    def smoothed(self, sharpness:float|None)->'ReconstructionObjective': # type: ignore[return] # it always raises
         "ValueError: this map has no softened ReLU; see `NetworkObjective.smoothed`"
         require(False, 'sharpness', sharpness, 'left out for a map without ReLU',
                 'it is smooth as it is')
@@ -280,6 +282,7 @@ class Tangent:
 # %% ../nbs/01_objectives.ipynb #a7c3d9b2
 class PerceptronTangent(Tangent):
     "f(x) = grad_theta <c, Phi(x)> of an `MLP`, in closed form"
+    activation:Callable # never None here
     def __init__(self, network:MLP, activation=None): # None: the network's own
         self.network = copy.deepcopy(network).requires_grad_(False)
         self.activation = network.activation if activation is None else activation
@@ -374,7 +377,7 @@ class GramForm:
         return [H @ (delta*weights) for (H, _), delta in zip(kernels, fs.deltas)]
     def _propagate(self, fs, sources): # [(k, width l)]
         "Tangents of all layers from what each layer adds"
-        tangents = []
+        tangents:list = []
         for l, (layer, t) in enumerate(zip(self.network.layers, sources)):
             if l: t = torch.addmm(t, tangents[-1]*fs.slopes[l-1], layer.weight.T)
             tangents.append(t)
@@ -397,10 +400,11 @@ class GramForm:
         tangents:list # along the residual
     )->Tensor: # (k, d)
         "Gradient in x of the outputs along the residual, weighted by the cotangents"
-        layers, back = self.network.layers, None
+        layers = self.network.layers
+        back:Any = None # from the layer above
         for l in reversed(range(len(layers))):
             part = self.parts[l]
-            dz = 0
+            dz:Any = 0
             if l < len(fs.slopes): # a hidden layer
                 rate = _slope_rate(activation, fs.zs[l], fs.slopes[l])
                 dz = back*fs.slopes[l] + tangents[l]*fs.backs[l]*rate
@@ -563,7 +567,7 @@ def _square_norm(parts): # |r|^2 of a parameter-shaped list
 
 class NetworkObjective(ReconstructionObjective):
     "Match a target by sum_i lam_i grad_theta <c_i, Phi(x_i)>; subclasses choose target and cotangents c_i"
-    soft = SmoothReLU # what stands in for ReLU, as a function of its sharpness
+    soft:type[SmoothReLU]|type[SurrogateReLU] = SmoothReLU # what stands in for ReLU, as a function of its sharpness
     def __init__(self,
         tangent:Tangent,
         target:list,
@@ -578,9 +582,10 @@ class NetworkObjective(ReconstructionObjective):
         self.tangent = (tangent if chunk_size is None
                         else ChunkedTangent(tangent, chunk_size))
         self.vector = False # multipliers (k,); True: (k, outputs), one per output
-        self.form, self._gram_form = form, None
+        self.form = form
+        self._gram_form:Any = None # a `GramForm` where there is one
         if form != 'residual' and isinstance(self.tangent, PerceptronTangent):
-            self._gram_form = GramForm(tangent.network, self.target,
+            self._gram_form = GramForm(self.tangent.network, self.target,
                                        noise or [0.]*len(self.target))
         require(form != 'gram' or self._gram_form is not None, 'form', repr(form),
                 "'residual' here",
@@ -611,7 +616,7 @@ class NetworkObjective(ReconstructionObjective):
     def _weighted(self, x, lam): # (cotangents, weights or None)
         return (lam, None) if self.vector else (self.cotangent(x), lam)
 
-    def features(self, x:Tensor)->object: # for this objective's methods only
+    def features(self, x:Tensor)->Any: # for this objective's methods only
         "The factors of f(x_i) for the k rows of x (k, d)"
         return self.tangent.features(x, self.cotangent(x))
 
@@ -743,7 +748,7 @@ class NTKObjective(NetworkObjective):
                       for name, net in (('init', init), ('model', model)))
         require([w.shape for w in start.weights] == [w.shape for w in end.weights], 'model',
                 [tuple(w.shape) for w in end.weights],
-                [tuple(w.shape) for w in start.weights],
+                str([tuple(w.shape) for w in start.weights]),
                 'pass the network before and after the same training')
         require(start.weights[0].dtype == end.weights[0].dtype
                 and start.weights[0].device == end.weights[0].device, 'model',
@@ -783,6 +788,8 @@ class _LabelledObjective(_WeightsObjective):
         "The same attack on candidates that descend from these rows, with their labels"
         other = copy.copy(self); other.labels = self.labels[parents.to(self.labels.device)]
         return other
+    def _checked(self, labels): # as the attack wants them; ValueError for others
+        raise NotImplementedError
     def _same_count(self, x):
         require(len(x) == len(self.labels), 'x.shape', tuple(x.shape),
                 f'({len(self.labels)}, {self.d}), one candidate per label',

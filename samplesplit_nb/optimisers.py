@@ -34,7 +34,7 @@ class LazyAdam(torch.optim.Optimizer):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps))
 
     @torch.no_grad()
-    def step(self,
+    def step(self, # type: ignore[override] # torch writes the same as two overloads
         closure:Callable|None=None # evaluates the loss and its gradients anew
     )->float|None: # what the closure returns
         "Move every parameter against its gradient, once"
@@ -68,7 +68,7 @@ def inherit_state(
     pairs = zip(*([p for group in opt.param_groups for p in group['params']]
                   for opt in (old, new)))
     for p, q in pairs:
-        state = {}
+        state:dict = {}
         for key, value in old.state.get(p, {}).items():
             if torch.is_tensor(value) and value.shape == p.shape:
                 state[key] = value[parents.to(value.device)].clone()

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
@@ -141,14 +142,14 @@ def fingerprint(
 )->str: # 16 hexadecimal digits
     "A checksum of settings"
     own = config(e)
-    names = [f.name for f in fields(e) if f.name != 'device'] if names is None else names
-    return sha256(json.dumps({name: own[name] for name in names}).encode()).hexdigest()[:16]
+    count = [f.name for f in fields(e) if f.name != 'device'] if names is None else names
+    return sha256(json.dumps({name: own[name] for name in count}).encode()).hexdigest()[:16]
 
 # %% ../nbs/support/runs.ipynb #8003ea4a
 _OURS_KKT = dict(training='margin', training_steps=500, steps=800, optimizer='torch-adam', warmup=1,
                  start_scale=.1, lam_min=0., box_weight=1.)
 # our settings for each attack, beside the defaults of `Experiment`
-OURS = {'ntk': dict(method='ntk'),
+OURS:dict[str, dict] = {'ntk': dict(method='ntk'),
         'kkt': dict(method='kkt', sharpness=(30., 300.), **_OURS_KKT),
         # at the rate of 0.02 some seeds leave a sample on the wrong side
         'multiclass': dict(method='multiclass', sharpness=(10., 100.),
@@ -200,26 +201,27 @@ def _fit(e, data, device, checkpoint, progress):
     "`Trained` by the way that the experiment names"
     init, y = _init(e, data).to(device), _labels(e, data)
     if e.training == 'exact':
-        fit = train_ntk(init, data.X, y)
-        return Trained(fit.model, init, dict(error=fit.error, condition=fit.condition))
+        exact = train_ntk(init, data.X, y)
+        return Trained(exact.model, init, dict(error=exact.error, condition=exact.condition))
     more = dict(checkpoint=checkpoint, progress='train' if progress else False)
     if e.training == 'margin':
-        fit = train_kkt(init, data.X, y, seconds=1e9, max_steps=e.training_steps,
-                        lr=e.training_lr, **more)
-        return Trained(fit.model, init, dict(
-            loss=fit.loss, stationarity=fit.stationarity, clarke=fit.clarke, active=fit.active,
-            steps=fit.steps))
+        margin = train_kkt(init, data.X, y, seconds=1e9, max_steps=e.training_steps,
+                           lr=e.training_lr, **more)
+        return Trained(margin.model, init, dict(
+            loss=margin.loss, stationarity=margin.stationarity, clarke=margin.clarke,
+            active=margin.active, steps=margin.steps))
     loss = {'ntk': 'mse', 'kkt': 'logistic', 'multiclass': 'cross-entropy'}[e.method]
     fit = train_gd(init, data.X, y, loss=loss, lr=e.training_lr, steps=e.training_steps,
                    momentum=.9*(e.method == 'ntk'), stop_loss=1e-10 if e.method == 'ntk' else None,
                    **more)
-    return Trained(fit.model, init, dict(loss=fit.loss, stationarity=fit.stationarity, steps=fit.steps))
+    return Trained(fit.model, init, # type: ignore[arg-type] # an MLP like init
+                   dict(loss=fit.loss, stationarity=fit.stationarity, steps=fit.steps))
 
 def train(
     e:Experiment,
     data:ImageData,
     device:torch.device,
-    cache:Path|None=None, # folder; None: nothing is kept
+    cache:str|Path|None=None, # folder; None: nothing is kept
     progress:bool=False
 )->Trained:
     "The network that the experiment attacks, from the cache if it was trained before"
@@ -311,9 +313,10 @@ def make_objective(
     dtype = getattr(torch, e.dtype)
     model = copy.deepcopy(model).to(dtype)
     sharpness = 200. if e.sharpness == 'loo' else e.sharpness[1]
-    options = dict(sharpness=sharpness, shape=shape, chunk_size=chunk_size,
-                   box={'pixels': pixels, 'unit': (-1., 1.), 'none': None}[e.box],
-                   box_weight=.1 if e.box_weight is None and e.method == 'ntk' else e.box_weight)
+    options:dict[str, Any] = dict(
+        sharpness=sharpness, shape=shape, chunk_size=chunk_size,
+        box={'pixels': pixels, 'unit': (-1., 1.), 'none': None}[e.box],
+        box_weight=.1 if e.box_weight is None and e.method == 'ntk' else e.box_weight)
     if e.method == 'ntk':
         return NTKObjective(model, copy.deepcopy(init).to(dtype), tangent=e.tangent, **options)
     options |= dict(lam_min=e.lam_min, scale=1/k if e.share else 1.)
@@ -356,12 +359,12 @@ def reconstruct_options(
         steps=steps, lr=e.lr, optimizer=OPTIMIZERS[e.optimizer], seed=e.seed,
         lr_multipliers=None if e.lr_multipliers is None else share*e.lr_multipliers,
         lr_factor=None if cycles == 0 else warm_restarts(period, e.warmup),
-        sharpness=loo_sharpness if e.sharpness == 'loo' else geometric(*e.sharpness, steps))
+        sharpness=loo_sharpness if e.sharpness == 'loo' else geometric(*e.sharpness, steps)) # type: ignore[call-arg] # two numbers
 
 # %% ../nbs/support/runs.ipynb #e9157753
 def prepare(
     e:Experiment,
-    cache:Path|None=None, # folder for trained networks; None: nothing is kept
+    cache:str|Path|None=None, # folder for trained networks; None: nothing is kept
     progress:bool=False
 )->Problem:
     "Load the images and train, or find the network in the cache; ValueError where images and method do not go together"
@@ -435,7 +438,7 @@ def attack(
         objective, *problem.start(objective, k), rule=rule, when=Every(e.period),
         stop=Stop(events=e.splits), report_every=each, callback=seen,
         progress=f'{name:>24}' if progress else False,
-        checkpoint=None if folder is None else Checkpoint(path('.safetensors'), every_seconds=30.),
+        checkpoint=None if folder is None else Checkpoint(Path(folder)/f'{slug}.safetensors', every_seconds=30.),
         **reconstruct_options(e, k, steps, cycles))
     x = found.x.to(problem.data.X)
     final = {name: score(problem.data.X, x) for name, score in problem.scores.items()}
@@ -520,7 +523,8 @@ def environment(device:torch.device)->dict:
             else f'{platform.machine()} CPU, {threads} thread{"s"*(threads > 1)}')
     return dict(samplesplit_nb=__version__, python=platform.python_version(),
                 torch=torch.__version__, numpy=np.__version__,
-                scikit_image=skimage.__version__, device=name)
+                scikit_image=skimage.__version__, # type: ignore[attr-defined] # its types leave it out
+                device=name)
 
 @dataclass
 class Result:
@@ -533,7 +537,7 @@ def run(
     e:Experiment,
     names:tuple=('plain', 'split'), # of the runs, in order; controls come after these two
     known:dict|None=None, # a record of the same experiment, to add to
-    cache:Path|None=None, # folder for networks and the state of runs under way; None: nothing is kept
+    cache:str|Path|None=None, # folder for networks and the state of runs under way; None: nothing is kept
     progress:bool=False # progress bars
 )->Result: # ValueError for unknown names, or controls before 'plain' and 'split'
     "Train, forget, and reconstruct: from the same start and with equal steps, without and with splitting; controls"
@@ -558,8 +562,8 @@ def shown_images(
 )->dict: # arrays for an .npz file
     "Training images and the candidates they are scored by, uint8, and which samples they are"
     data, (name, score) = problem.data, next(iter(problem.scores.items()))
-    scores = [_rounded(runs[which].scores[name]) for which in ('plain', 'split')] # as saved
-    samples = top_samples(*scores, score, 1e9 if score.better == 'lower' else -1e9, most)
+    plain, split = (_rounded(runs[which].scores[name]) for which in ('plain', 'split')) # as saved
+    samples = top_samples(plain, split, score, 1e9 if score.better == 'lower' else -1e9, most)
     pixels = lambda x: np.round(255*data.pixels(x)).astype(np.uint8)
     found = {which: pixels(runs[which].reconstruction.x.cpu()[runs[which].nearest.cpu()][samples])
              for which in ('plain', 'split')}

@@ -108,7 +108,7 @@ def lanczos_min(
         if tol is not None or j + 1 == num_matvecs:
             values, weights, residuals = _smallest_ritz(alphas[:j+1], betas[:j+1],
                                                         used[:j+1], scale)
-            if j + 1 == num_matvecs or bool((residuals <= tol*scale).all()): break
+            if tol is None or bool((residuals <= tol*scale).all()): break
     return RitzPairs(values, torch.einsum('jkd,kj->kd', basis[:j+1], weights), residuals)
 
 # %% ../nbs/02_splitting.ipynb #790a44f6
@@ -623,7 +623,7 @@ def _state(run, result=None):
 
 def _restore(run, state):
     "The inverse of `_state`"
-    here = lambda v: v.to(run.phase1.x.device) if torch.is_tensor(v) else v
+    def here(v): return v.to(run.phase1.x.device) if torch.is_tensor(v) else v
     run.step, run.seconds = state['step'], state['seconds']
     run.origins = here(state['origins'])
     run.phase1._set(here(state['x']), here(state['lam']))

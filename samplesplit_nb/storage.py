@@ -58,8 +58,8 @@ def save_arrays(
     **arrays # of any shapes
 )->None:
     "Write named numpy arrays (or CPU tensors) to a compressed .npz atomically"
-    with atomic_path(path) as p:
-        np.savez_compressed(p, **{k: np.asarray(v) for k, v in arrays.items()})
+    arrays = {k: np.asarray(v) for k, v in arrays.items()}
+    with atomic_path(path) as p: np.savez_compressed(p, **arrays)
 
 def load_arrays(path:str|Path)->dict:
     "Read an .npz file; nothing in it is ever unpickled"
@@ -98,7 +98,7 @@ def save_state(
 )->None: # ValueError for a number that is nan or inf (in a tensor they are fine), TypeError for anything else
     "Write a nest of tensors and plain values as one safetensors file, atomically"
     from safetensors.torch import save_file
-    tensors = {}
+    tensors:dict = {}
     text = json.dumps(_pack(tree, tensors), allow_nan=False)
     with atomic_path(path) as p: save_file(tensors, p, metadata={'tree': text})
 
@@ -117,7 +117,7 @@ def load_state(
     else: why = 'no tree in its header'
     require(text is not None, 'path', f'<{path}: {why}>', 'a file written by save_state',
             'move it away, or name another file')
-    return _unpack(json.loads(text), tensors)
+    return _unpack(json.loads(str(text)), tensors)
 
 # %% ../nbs/support/storage.ipynb #5955e4c6
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Keeper:
         checkpoint:Checkpoint|None,
         identity): # () -> dict of plain values: what must agree for two runs to be the same
         self.at, self.saved = checkpoint, time.monotonic()
-        self.identity = None if checkpoint is None else identity()
+        self.identity = {} if checkpoint is None else identity()
 
     def due(self, step:int)->bool:
         "Is it time to save before this step?"

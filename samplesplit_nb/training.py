@@ -235,7 +235,7 @@ def kkt_stationarity(
     c = jvp(out, (theta,), (theta,))[1]
     G = (_margin_gram_mlp if type(model) is MLP else _margin_gram)(model, X, y)
     require_finite('model', G, 'retrain with a smaller step')
-    square = sum(p.square().sum() for p in theta.values()).item()
+    square = sum(p.square().sum().item() for p in theta.values())
     require(square > 0, 'model', '<all weights 0>', 'a network with weights',
             'start from larger weights')
     return _best_multipliers(G, c, square)
@@ -395,7 +395,8 @@ def clarke_stationarity(
     require_finite('model', parts(slopes)[0], 'retrain with a smaller step')
     if any(k.any() for k in kinks):
         slopes = _best_slopes(parts, square, slopes, kinks, max_iter)
-    r, lam = _best_multipliers(*parts(slopes), square)
+    G, c = parts(slopes)
+    r, lam = _best_multipliers(G, c, square)
     return r, lam.new_zeros(len(X)).index_add(0, who, lam), slopes
 
 # %% ../nbs/support/training.ipynb #fe1280d9
@@ -554,9 +555,9 @@ def _scaled(best, X, y, steps, seconds):
     for p, q in zip(model.parameters(), exact.parameters()): p.copy_(q*factor)
     m = m/m.min()
     lam = lam*factor**(2 - depth)  # theta grows by factor, grad m by factor^(depth - 1)
+    pinned, clarke, moved = _on_kinks(model, X, y, r)
     return KKTTraining(model, torch.logsumexp(-m, 0).item(), m, lam, r,
-                       int((lam > 1e-6*lam.max()).sum()), *_on_kinks(model, X, y, r),
-                       steps, seconds)
+                       int((lam > 1e-6*lam.max()).sum()), pinned, clarke, moved, steps, seconds)
 
 def _on_kinks(model, X, y, stationarity):
     "The network on its kinks, its residual in equation (4), and how far it moved: the best of three tolerances"

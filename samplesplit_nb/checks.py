@@ -52,7 +52,7 @@ def require(
     value, # what was given
     allowed:str, # the rule, after "must be"
     remedy:str # what to do instead
-):
+)->None:
     "Raise a `ValueError` naming the argument, its value, the rule and the remedy, unless `ok`"
     if not ok: raise ValueError(f"{name}={value}: {name} must be {allowed}; {remedy}")
 
@@ -60,8 +60,8 @@ def require(
 def require_finite(
     name:str, # the argument's name
     value:Tensor, # any shape
-    remedy:str='find where the nan or inf comes from; nothing can be reconstructed from it'
-):
+    remedy:str='find where the nan or inf comes from; nothing can be reconstructed from it' # what to do
+)->None:
     "Raise a `ValueError` if a tensor holds nan or inf, and say how many"
     bad = int((~torch.isfinite(value)).sum())
     require(bad == 0, name, f'<{bad} of {value.numel()} entries nan or inf>',
@@ -72,8 +72,8 @@ def require_candidates(
     x:Tensor, # (k, d) candidate samples
     lam:Tensor, # (k,) multipliers, the paper's lambda
     d:int, # the dimension the network expects
-    outputs:int=None # multipliers per candidate; None: one
-):
+    outputs:int|None=None # multipliers per candidate; None: one
+)->None:
     "Raise a `ValueError` unless x is (k, d), lam is (k,) or (k, outputs), k >= 1, both finite and alike in dtype and device"
     require(x.ndim == 2 and x.shape[1] == d, 'x.shape', tuple(x.shape), f'(k, {d})',
             'flatten each image to one row')
@@ -89,7 +89,7 @@ def require_candidates(
     require_finite('lam', lam)
 
 # %% ../nbs/support/checks.ipynb #fc66da33
-def pick_device(
+def pick_device( # type: ignore[return] # its last line always raises
     name:str='auto' # 'auto', 'cpu', 'cuda', 'cuda:1', ...
 )->torch.device: # a device that works here; ValueError otherwise
     "The named device, checked by putting a number on it"

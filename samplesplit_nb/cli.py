@@ -78,6 +78,7 @@ def _network_options(parser, init):
                             'otherwise only for pictures')
 
 # %% ../nbs/support/cli.ipynb #7ba21d3f
+# the attacks, by name
 METHODS = ('ntk', 'kkt', 'multiclass')
 
 def _train_options(commands):
@@ -122,6 +123,7 @@ def _reconstruct_options(commands):
     _run_options(p, 'runs/reconstruct')
 
 # %% ../nbs/support/cli.ipynb #a3bd20dd
+# the presets of `samplesplit experiment`, and what each holds
 PRESET_LINES = {
     'figure01': 'NTK attack, MNIST and CIFAR-10, k = 2n (figures 1, 2, 11, 14)',
     'figure03': 'binary KKT attack, MNIST, k = n and 3n (figure 3)',
@@ -216,7 +218,7 @@ def _writable(out, name='out'):
 def demo(
     args # the parsed options of `samplesplit demo`
 )->None:
-    "Run the demonstration, print its table and save everything"
+    "Run the demonstration, print its table and save everything; ValueError for impossible options"
     from samplesplit_nb.experiments import save_result
     from samplesplit_nb.runs import CONTROLS, Experiment, format_table, run
     e = Experiment(data_seed=args.seed, **{name: getattr(args, name) for name in (
@@ -271,6 +273,7 @@ def _network(path, args, device, activation=None):
     return model.requires_grad_(False).to(device)
 
 # %% ../nbs/support/cli.ipynb #d579c8ef
+# shapes of the images that are known by their number of pixels
 PICTURES = {784: (28, 28), 625: (25, 25), 3072: (32, 32, 3)}
 
 def _input_shape(args, model):
@@ -875,7 +878,7 @@ def _failure(e, args):
     raise e
 
 def main(
-    argv:list=None # the words after `samplesplit`; None: those of this process
+    argv:list|None=None # the words after `samplesplit`; None: those of this process
 )->int: # exit status: 0, 2 for a mistake in the options or an output that cannot be written, 3 for a diverged run, 130 for Ctrl-C
     "The `samplesplit` command; mistakes are one line with the remedy, never a traceback"
     args = _parser().parse_args(argv)

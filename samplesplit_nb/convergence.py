@@ -9,8 +9,9 @@ __all__ = ['hessian_product', 'hessian_min_eigenvalue', 'Majorant', 'activation_
 
 # %% ../nbs/03_convergence.ipynb #n03
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.func import jvp
@@ -27,7 +28,7 @@ def hessian_product(
     x:Tensor, # (k, d) candidates
     lam:Tensor, # (k,) or (k, outputs) multipliers, held fixed
     penalties:bool=True # of what is minimised, or of L alone
-): # a function from v (k, d) to (k, d): H v
+)->Callable: # from v (k, d) to (k, d): H v
     "Products with the full Hessian in x, H = 2 J'J + blockdiag(S), without forming it (paper, Lemma B.2)"
     splitting = splitting_product(objective, x, lam)
     def matvec(v:Tensor)->Tensor:
@@ -78,7 +79,9 @@ class Majorant(tuple):
         if isinstance(other, (int, float)): return Majorant(a*other for a in self)
         return Majorant(sum(math.comb(p, q)*self[q]*other[p - q] for q in range(p + 1))
                         for p in range(4))
-    def compose(self, s):
+    def compose(self,
+        s:tuple # bounds of |s|, |s'|, |s''|, |s'''|
+    )->'Majorant':
         "Of s(u), s elementwise with |s^(p)| <= s[p] (Faa di Bruno)"
         _, a, b, c = self
         return Majorant((s[0], s[1]*a, s[2]*a**2 + s[1]*b,
@@ -98,7 +101,7 @@ def activation_bounds(
         c = activation.coefficients
         return tuple(sum(abs(v)*math.perm(k, p)*reach**(k - p)
                          for k, v in enumerate(c) if k >= p) for p in range(5))
-    b = activation.sharpness if isinstance(activation, SmoothReLU) else None
+    b:Any = activation.sharpness if isinstance(activation, SmoothReLU) else None
     require(b is not None, 'activation', activation, 'smooth: softplus or a polynomial',
             'smooth a ReLU, NTKObjective(..., sharpness=50.) or objective.smoothed(50.)')
     return (reach + math.log(2)/b, 1., b/4, b**2/(6*math.sqrt(3)), b**3/8)
@@ -156,7 +159,7 @@ def smoothness(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d) the start, for its loss and k
     lam:Tensor, # (k,) multipliers, held fixed, or only ever halved by splits
-    radius:float=None, # region |x_i| <= radius for every candidate; None: twice the largest |x_i|
+    radius:float|None=None, # region |x_i| <= radius for every candidate; None: twice the largest |x_i|
     method:str='bound', # 'bound': proved, for perceptrons; 'sampled': the largest met at random points, a lower estimate, for any smooth network
     samples:int=20, # points for 'sampled'
     seed:int=0
@@ -175,8 +178,9 @@ def smoothness(
     require(isinstance(getattr(objective, 'tangent', None), PerceptronTangent) and lam.ndim == 1,
             'method', "'bound'", "'sampled' for this objective",
             'the bound is for perceptrons with one multiplier per candidate')
-    c = objective.cotangent(x).norm(dim=1).max().item()
-    _, f1, f2, f3 = tangent_bounds(objective.tangent, radius, c)
+    attack:Any = objective # a `NetworkObjective`, as its tangent says
+    c = attack.cotangent(x).norm(dim=1).max().item()
+    _, f1, f2, f3 = tangent_bounds(attack.tangent, radius, c)
     residual = objective.loss(x, lam).clamp_min(0).sqrt().item()
     square, most = lam.norm().item(), lam.abs().max().item()
     return Smoothness(2*f1**2*square**2 + 2*residual*f2*most,
@@ -235,8 +239,8 @@ def theorem_bound(
     eps:float, # of second-order stationarity
     l:float, # bound of |grad_x^2 L|
     rho:float, # bound of |grad_x^3 L|
-    eta_g:float=None, # at most 1 / l; None: 1 / l
-    eta:float=None # at most 3/2 sqrt(eps / rho); None: that
+    eta_g:float|None=None, # at most 1 / l; None: 1 / l
+    eta:float|None=None # at most 3/2 sqrt(eps / rho); None: that
 )->Bound: # ValueError for anything outside its range
     "Theorem 5.1 in numbers: 4 L0 / (eps_H eta^2) splits, 2 L0 / (eta_g eps^2) gradient steps"
     for name, value in (('eps', eps), ('l', l), ('rho', rho)):

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class ImageData:
     y:Tensor # (n,) labels: -1 / +1 in float64, or classes 0 to 9 in int64
     mean:Tensor # (d,) float64, mean image of the whole collection
     shape:tuple # (height, width) or (height, width, channels)
-    name:str
+    name:str # of the collection
     classes:tuple=() # what the labels stand for, lowest label first; () where the data set says it
 
     @property
@@ -76,7 +77,7 @@ def _read_npz(path, *names):
             'save it anew by numpy.savez, without dtype=object')
 
 # %% ../nbs/support/data.ipynb #b5d2114f
-_OPERATORS = [] # what is declared lives as long as this list
+_OPERATORS:list = [] # what is declared lives as long as this list
 
 def _torchvision_datasets():
     "torchvision.datasets, also beside a torch that it was not built for; ImportError without torchvision"
@@ -136,6 +137,7 @@ def _official(name):
         return images, labels.astype(np.int64)
     return read
 
+# readers of collections by name: from a folder to (images, labels)
 SOURCES = {'faces': _faces, 'mnist': _official('mnist'), 'cifar10': _official('cifar10')}
 
 # %% ../nbs/support/data.ipynb #db414256
@@ -187,6 +189,7 @@ def _balanced(name, labels, classes, n, seed):
                            for i, c in enumerate(classes)])
 
 # %% ../nbs/support/data.ipynb #c111ca0d
+# files that count as images in a folder
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.pgm', '.ppm')
 
 def _read_folder(folder):
@@ -219,6 +222,7 @@ def _in_range(path, images):
 def _read_image(path):
     "(h, w) or (h, w, 3), uint8 or (from 16 bits) float64; ValueError naming a file that cannot be read"
     from PIL import Image, ImageOps
+    im:Any
     try:
         with Image.open(path) as f: im = ImageOps.exif_transpose(f)
     except Exception as e: im, why = None, f'{type(e).__name__}: {e}' # decoders raise many kinds

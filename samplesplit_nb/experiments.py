@@ -10,21 +10,24 @@ __all__ = ['WORDS', 'SCALES', 'FACES', 'SEARCHES', 'SEEDS', 'OWN_STUDIES', 'STUD
            'over_seeds', 'verdict', 'findings', 'findings_table']
 
 # %% ../nbs/04_experiments.ipynb #fa83a635
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
+from torch import Tensor
 from matplotlib.figure import Figure
 from .checks import require
 from .figures import COLORS, grid_size, image_grid, mark_splits, plot_curve, plot_pairs
-from .metrics import Score, paired, paired_over_seeds, top_samples
+from .metrics import Paired, paired, paired_over_seeds, top_samples
 from .runs import (
     CONTROLS, OURS, SCORES, Experiment, MissingResult, Result, load_or_run, published,
     score_name, shown_images)
 from .storage import load_arrays, save_arrays, save_figure, save_json
 
 # %% ../nbs/04_experiments.ipynb #a31b1cb2
+# the two runs that are compared, in words
 WORDS = {'plain': 'without splitting', 'split': 'with splitting'}
 
 def caption(
@@ -38,11 +41,11 @@ def caption(
 def grid_figure(
     record:dict,
     images:dict, # see `shown_images`
-    title:str=None, # None: what it is, and the `caption`
-    samples:np.ndarray=None, # (c,) places in `images`, in the order to be shown; None: all of them
-    columns:int=10,
+    title:str|None=None, # None: what it is, and the `caption`
+    samples:np.ndarray|list|None=None, # (c,) places in `images`, in the order to be shown; None: all of them
+    columns:int=10, # images per line
     fig=None # figure or sub-figure to draw on; None: a new one
-):
+)->Figure:
     "Training images and the candidates nearest to them, without and with splitting, the score below"
     name = score_name(record)
     samples = np.arange(len(images['samples'])) if samples is None else np.asarray(samples)
@@ -57,7 +60,7 @@ def grid_figure(
 def curves(
     axs, # two axes: the objective, the mean score
     records:list, # the same experiment over seeds; the first is drawn bold
-): # returns axs
+)->Sequence: # axs
     "Objective and mean score against gradient steps, without and with splitting"
     name = score_name(records[0])
     for i, record in enumerate(records):
@@ -75,7 +78,7 @@ def curves(
     axs[1].set_ylabel(f'mean {name}' + (' (pixel units)' if name == 'L2' else ''))
     return axs
 
-def loss_figure(record:dict):
+def loss_figure(record:dict)->Figure:
     "The two curves of one experiment"
     fig = Figure(figsize=(9, 3.2), layout='constrained')
     for ax in curves(fig.subplots(1, 2), [record]): ax.legend(fontsize=8)
@@ -103,15 +106,16 @@ def save_result(
                                   'reconstruction.npz')]
 
 # %% ../nbs/04_experiments.ipynb #13ad3c1e
+# sizes: seconds (a test), minutes and hours on two cores, the paper's own on a GPU
 SCALES = ('smoke', 'small', 'medium', 'paper')
 
 @dataclass(frozen=True)
 class Study:
     "Experiments under one name, over several seeds"
-    name:str
+    name:str # one of `STUDIES`
     scale:str
     experiments:dict # label -> `Experiment`
-    seeds:tuple=(0,)
+    seeds:tuple=(0,) # each experiment is run with every one
     runs:tuple=('plain', 'split') # and controls, see `CONTROLS`
     images:bool=False # keep the images of the first seed, for grids
     draw:bool=False # every seed draws its own images; False: the first of each class in file order
@@ -141,7 +145,8 @@ class Study:
         return load_arrays(self.path(label, self.seeds[0], root).with_suffix('.npz'))
 
 # %% ../nbs/04_experiments.ipynb #7485568b
-FACES = dict(smoke=dict(n=6, k=4, width=30, steps=40, splits=1, evaluations=4), small={})
+# settings of the studies on faces, by scale
+FACES:dict[str, dict] = dict(smoke=dict(n=6, k=4, width=30, steps=40, splits=1, evaluations=4), small={})
 
 def _controls(scale):
     "Every control, on faces"
@@ -158,26 +163,26 @@ def _unknown_n(scale):
     return Study('unknown-n', scale, {f'k{k}': replace(base, k=k) for k in ks},
                  seeds=tuple(range(3 if scale == 'small' else 1)), draw=True)
 
-def interval_text(mean, low, high):
-    "The mean and its interval, without a minus before zero"
+def interval_text(mean:float, low:float, high:float)->str:
+    "The mean and its interval [low, high], without a minus before zero"
     mean, low, high = (round(v, 2) + 0. for v in (mean, low, high))
     return f'{mean:.2f} [{low:.2f}, {high:.2f}]'
 
 def improvement(
     records:list, # of one experiment over seeds
-    score:str=None, # None: the paper's choice
+    score:str|None=None, # None: the paper's choice
     before:str='plain', after:str='split' # names of two runs
-): # `Paired`
+)->Paired:
     "The paired comparison of two runs over all seeds"
     score = score or score_name(records[0])
     runs = [tuple(r['runs'][which]['scores'][score] for which in (before, after)) for r in records]
-    return paired_over_seeds(runs, SCORES[score]) if len(runs) > 1 else paired(*runs[0], SCORES[score])
+    return paired_over_seeds(runs, SCORES[score]) if len(runs) > 1 else paired(runs[0][0], runs[0][1], SCORES[score])
 
 # %% ../nbs/04_experiments.ipynb #0adb3c19
 def _sensitivity(scale):
     "Threshold, period and largest step, one at a time, on faces"
     base = Experiment(**FACES[scale] | (dict(steps=2000) if scale == 'small' else {}))
-    other = {f'threshold{v:g}': dict(threshold=v) for v in (-1e-4, -1e-2)}
+    other:dict[str, dict] = {f'threshold{v:g}': dict(threshold=v) for v in (-1e-4, -1e-2)}
     other |= {f'splits{v}': dict(splits=v) for v in ((1, 7) if scale == 'small' else (2,))}
     other |= {f'eta{v:g}': dict(eta_max=v) for v in (.01, .03, .3)}
     cases = {'base': base} | {name: replace(base, **kw) for name, kw in other.items()}
@@ -221,7 +226,7 @@ def _ntk(scale, data, ratio): # k = ratio n
                       **published('loo-ntk'))
 
 # %% ../nbs/04_experiments.ipynb #fd7d8501
-_START = {'mnist': {}, 'cifar10': dict(start_scale=.03)}
+_START:dict[str, dict] = {'mnist': {}, 'cifar10': dict(start_scale=.03)}
 _PRESETS = {('kkt', 'mnist'): 'haim-mnist-1', ('kkt', 'cifar10'): 'haim-cifar-1'}
 
 def _kkt(scale, method, data, n, ratio=2): # n at paper scale, 500 or 100; k = ratio n
@@ -268,6 +273,7 @@ def _settings(scale):
                                      for name, kw in _SETTINGS.items()}, SEEDS[scale])
 
 # %% ../nbs/04_experiments.ipynb #57ceeb0c
+# of the paper's figures, by scale
 SEEDS = dict(smoke=(0,), small=(0, 1, 2), medium=(0, 1, 2), paper=(0, 1, 2))
 
 def _figure_experiments(scale):
@@ -284,8 +290,10 @@ def _figure_experiments(scale):
         'figure09': {'cifar10': _multiclass(scale, 'cifar10', 500)},
         'figure11': {f'{d}-{r}n': _ntk(scale, d, r) for d in both for r in ratios}}
 
+# studies that are not in the paper: name -> `Study` at a scale
 OWN_STUDIES = {'controls': _controls, 'curvature': _curvature, 'unknown-n': _unknown_n,
                'sensitivity': _sensitivity, 'settings': _settings}
+# every name that `get_study` knows
 STUDIES = ('figure01', 'figure03', 'figure05', 'figure08', 'figure09', 'figure11', *OWN_STUDIES)
 
 def get_study(
@@ -302,17 +310,18 @@ def get_study(
 # %% ../nbs/04_experiments.ipynb #c7db4d4f
 @dataclass(frozen=True)
 class PaperFigure:
-    "A figure of the paper"
-    number:int
+    "A figure of the paper: what it shows, and how it is drawn"
+    number:int # 1 to 14
     kind:str # 'grid', 'pairs', 'curves' or 'paths'
     panels:tuple # experiments, 'study/label'
-    title:str
+    title:str # what is common to its panels
     count:int=25 # samples in a grid
 
 _RATIOS = tuple(f'figure11/{{}}-{r}n' for r in (.3, .6, 1)) + ('figure01/{}',)
 _all = lambda data: tuple(p.format(data) for p in _RATIOS)
 _BINARY = ('figure05/cifar10', 'figure05/cifar10-few', 'figure05/mnist')
 _MANY = ('figure08/cifar10-few', 'figure08/mnist')
+# the paper's fourteen figures by number
 FIGURES = {f.number: f for f in (
     PaperFigure(1, 'grid', ('figure01/cifar10', 'figure01/mnist'), 'NTK attack, k = 2n'),
     PaperFigure(2, 'pairs', ('figure01/cifar10', 'figure01/mnist'), 'NTK attack, k = 2n'),
@@ -333,6 +342,7 @@ FIGURES = {f.number: f for f in (
                               'figure01/mnist'), 'NTK attack'))}
 
 # %% ../nbs/04_experiments.ipynb #e18c96a8
+# scores that a sample must pass to be shown in a grid (paper, section 6)
 THRESHOLDS = {'L2': 3., 'SSIM': .4}
 
 def _panel_title(record):
@@ -351,22 +361,22 @@ def _gain(record):
 
 def top_by_rule(
     record:dict,
-    count:int
+    count:int # at most so many
 )->tuple: # (samples, how many pass the threshold in all)
     "The best samples that pass the threshold in either run, most improved first; the ten best if fewer pass"
     name = score_name(record)
-    pair, n = tuple(_scores(record, w) for w in WORDS), record['config']['n']
-    passing = len(top_samples(*pair, SCORES[name], THRESHOLDS[name], n))
-    if passing >= 10: return top_samples(*pair, SCORES[name], THRESHOLDS[name], count), passing
+    (plain, split), n = (_scores(record, w) for w in WORDS), record['config']['n']
+    passing = len(top_samples(plain, split, SCORES[name], THRESHOLDS[name], n))
+    if passing >= 10: return top_samples(plain, split, SCORES[name], THRESHOLDS[name], count), passing
     anything = 1e9 if SCORES[name].better == 'lower' else -1e9
-    return top_samples(*pair, SCORES[name], anything, 10), passing
+    return top_samples(plain, split, SCORES[name], anything, 10), passing
 
 def _draw_grid(figure, found):
     tops = [top_by_rule(records[0], figure.count) for records, _ in found]
     sizes = [grid_size(3, len(samples), 15) for samples, _ in tops]
     heights = [height + .2 for _, height in sizes]
     fig = Figure(figsize=(max(8, *(.72*width for width, _ in sizes)), .72*sum(heights)), layout='constrained')
-    parts = np.atleast_1d(fig.subfigures(len(found), 1, height_ratios=heights))
+    parts = np.atleast_1d(fig.subfigures(len(found), 1, height_ratios=heights)) # type: ignore[arg-type] # or one alone
     for part, (records, images), (samples, passing) in zip(parts, found, tops):
         gain = _gain(records[0])
         improved = int((gain[samples] > 0).sum())
@@ -424,7 +434,7 @@ def _draw_paths(figure, found):
 
 # %% ../nbs/04_experiments.ipynb #6252c270
 def panels(names:tuple, scale:str)->list: # of (`Study`, label)
-    "The experiments 'study/label' that exist at this scale (k = n is at scale 'paper' only)"
+    "The experiments among names 'study/label' that exist at this scale (k = n is at scale 'paper' only)"
     pairs = [(get_study(name.split('/')[0], scale), name.split('/')[1]) for name in names]
     return [(study, label) for study, label in pairs if label in study.experiments]
 
@@ -451,37 +461,37 @@ def paper_figure(
     return fig
 
 # %% ../nbs/04_experiments.ipynb #e9f7873b
-def top_improve(record, count):
-    "For each sample that a grid shows 1 if it improved, else 0"
+def top_improve(record:dict, count:int)->Tensor: # (at most count,)
+    "For each of the `count` samples that a grid shows 1 if it improved, else 0"
     return (_gain(record)[top_by_rule(record, count)[0]] > 0).double()
 
-def improve(record):
+def improve(record:dict)->Tensor: # (n,)
     "1 for each sample that improved, else 0"
     return (_gain(record) > 0).double()
 
-def not_worse(record):
+def not_worse(record:dict)->Tensor: # (n,)
     "1 for each sample that improved or lost no more than 5 % of its score, else 0"
     return (_gain(record) > -.05*_scores(record, 'plain').abs()).double()
 
-def gain(record):
+def gain(record:dict)->Tensor: # (n,)
     "The improvement of each sample, in units of the score"
     return _gain(record)
 
-def gain_follows_quality(record):
+def gain_follows_quality(record:dict)->Tensor: # (1,)
     "Rank correlation of a sample's improvement with its mean quality over both runs (with one run's alone chance would make it negative: regression to the mean)"
     from scipy.stats import spearmanr
     both = (_scores(record, 'plain') + _scores(record, 'split'))/2
     good = SCORES[score_name(record)].improvement(0., both)
     return torch.tensor([spearmanr(good, _gain(record)).statistic], dtype=torch.float64)
 
-def degrades(record):
+def degrades(record:dict)->Tensor: # (1,)
     "By what share of its best value the mean score without splitting is worse at the end"
     score = SCORES[score_name(record)]
     means = np.mean(record['runs']['plain']['evaluations']['scores'], axis=1)
     best = means[score.improvement(0., means).argmax()]
     return torch.tensor([-score.improvement(best, means[-1])/abs(best)], dtype=torch.float64)
 
-def turns(record):
+def turns(record:dict)->Tensor: # (n,)
     "1 for each sample that after the first event gets worse without and better with splitting"
     score, events = SCORES[score_name(record)], record['runs']['split']['splits']
     at = [s['step'] for s in events if s['split']]
@@ -492,7 +502,7 @@ def turns(record):
         return score.improvement(np.array(e['scores'][since]), np.array(e['scores'][-1]))
     return torch.from_numpy((later('plain') < 0) & (later('split') > 0)).double()
 
-def rises(record):
+def rises(record:dict)->Tensor: # (1,)
     "The share of reports at which the objective without splitting was higher than at the one before"
     loss = np.array(record['runs']['plain']['curve']['loss'])
     return torch.tensor([(np.diff(loss) > 0).mean()], dtype=torch.float64)
@@ -501,16 +511,17 @@ def rises(record):
 @dataclass(frozen=True)
 class Claim:
     "One sentence of the paper about a figure, and how we measure it"
-    figure:int
-    words:str
+    figure:int # its number
+    words:str # the claim, shortened
     paper:str # the paper's number; empty where it gives none
-    measure:object # record -> (m,) values, larger is as claimed
+    measure:Callable # record -> (m,) values, larger is as claimed
     beyond:float # what their mean must exceed
     what:str # the mean, in words
     panels:tuple=() # experiments; (): all of the figure
 
 _share = lambda count: partial(top_improve, count=count)
 _SHOWN, _OF_ALL = 'share of the shown samples that improve', 'share of all samples that improve'
+# what the paper says about its figures
 CLAIMS = (
     Claim(1, 'most of the top 25 improve', '21 of 25 = 0.84 (both)', _share(25), .5, _SHOWN),
     Claim(2, 'CIFAR-10: gains lie with samples of higher SSIM', '', gain_follows_quality, 0.,
@@ -535,24 +546,24 @@ CLAIMS = (
 # %% ../nbs/04_experiments.ipynb #70e7b8e6
 def over_seeds(
     values:list # of (m,) tensors, one per seed; m may be 0
-)->tuple: # (mean, low, high); None where nothing is left
+)->tuple|None: # (mean, low, high); None where nothing is left
     "Mean over seeds with a 95 % bootstrap interval, seeds drawn first; for one seed over its samples"
     values = [v for v in values if len(v)]
     if not values: return None
-    up = Score('value', 'higher', None)
+    up = SCORES['SSIM'] # for its direction: higher is better
     if len(values) > 1: p = paired_over_seeds([(torch.zeros_like(v), v) for v in values], up)
     elif len(values[0]) > 1: p = paired(torch.zeros_like(values[0]), values[0], up)
     else: return (values[0].item(),)*3
     return p.mean, p.low, p.high
 
 def verdict(found:tuple, beyond:float)->str: # 'yes', 'no' or 'open'
-    "Does the interval lie beyond the value, not at all, or in part?"
+    "What `found` = (mean, low, high) says: does the interval lie beyond the value, not at all, or in part?"
     mean, low, high = found
     return 'yes' if low > beyond else 'no' if high <= beyond else 'open'
 
 def findings(
     scale:str='small',
-    number:int=None, # of one figure; None: all
+    number:int|None=None, # of one figure; None: all
     root:str|Path='results'
 )->list: # of dicts, one per claim and experiment; those not run have no 'ours'
     "Every claim of the paper beside what our saved results say"
@@ -585,7 +596,7 @@ def _cell(r):
     ours = '' if r['ours'] is None else f"{interval_text(*r['ours'])}, {many}: "
     return f"{r['experiment']}: {ours}**{r['reproduced']}**"
 
-def findings_table(*scales:list)->str: # Markdown; each argument the findings at one scale
+def findings_table(*scales:list)->str: # Markdown; `scales`: the findings at each
     "The findings as a table, a column per scale"
     keys = {(r['figure'], r['claim'], r['panel']): r for rows in scales for r in rows}
     names = [rows[0]['scale'] for rows in scales]

@@ -7,13 +7,15 @@ __all__ = ['COLORS', 'show_image', 'grid_size', 'image_grid', 'plot_curve', 'mar
 
 # %% ../nbs/support/figures.ipynb #a327f30a
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # %% ../nbs/support/figures.ipynb #86f285ac
+# one colour for each kind of run, in every figure
 COLORS = {'plain': '#0072B2', 'split': '#D55E00', 'random direction': '#E69F00', 'random choice': '#CC79A7', 'random both': '#F0E442',
           'more candidates': '#009E73', 'baseline': '#777777'}
 
-def show_image(ax, image:np.ndarray, below:str=''):
+def show_image(ax:Axes, image:np.ndarray, below:str='')->Axes:
     "Draw one image in [0, 1] (height, width[, 3]) without ticks, a short text below it; returns ax"
     ax.imshow(image, cmap='gray', vmin=0, vmax=1, interpolation='nearest')
     ax.set(xticks=[], yticks=[])
@@ -23,15 +25,15 @@ def show_image(ax, image:np.ndarray, below:str=''):
 
 # %% ../nbs/support/figures.ipynb #743e5792
 def grid_size(rows:int, count:int, columns:int)->tuple: # (width, height) in inches
-    "What `image_grid` needs"
+    "What `image_grid` needs for `rows` rows of `count` images, `columns` to a line"
     return 1.05*columns + 1, (1.12*rows + .12)*-(-count//columns) + .35
 
 def image_grid(
     rows:list, # of (label, images (c, height, width[, 3]), scores (c,) or None)
-    title:str='',
+    title:str='', # above all
     columns:int=10, # images per line; further samples go to further blocks of rows
     fig=None # figure or sub-figure to draw on; None: a new one, no wider than the samples need
-): # the figure
+)->Figure:
     "Rows of images, wrapped into blocks of `columns` samples"
     count = len(rows[0][1])
     per = min(columns, count) if fig is None else columns
@@ -51,12 +53,12 @@ def image_grid(
 
 # %% ../nbs/support/figures.ipynb #1ba03a03
 def plot_curve(
-    ax, step:list, value:list,
+    ax:Axes, step:list, value:list, # one entry per report
     method:str, # a key of `COLORS`
-    label:str=None, # in the legend; None: the method's name
+    label:str|None=None, # in the legend; None: the method's name
     log:bool=False, # logarithmic values
     faint:bool=False # thin and without a legend entry: one more seed
-): # returns ax
+)->Axes:
     "One method's curve in its colour"
     style = (dict(lw=.7, alpha=.45) if faint
              else dict(lw=1.5, label=method if label is None else label))
@@ -64,8 +66,8 @@ def plot_curve(
     ax.set_xlabel('gradient step')
     return ax
 
-def mark_splits(ax, steps:list): # returns ax
-    "Dotted vertical lines at splitting events"
+def mark_splits(ax:Axes, steps:list)->Axes:
+    "Dotted vertical lines at splitting events, which were at these steps"
     for i, s in enumerate(steps):
         ax.axvline(s, color='k', lw=.8, ls=':',
                    label='splitting event' if i == 0 else None)
@@ -73,10 +75,10 @@ def mark_splits(ax, steps:list): # returns ax
 
 # %% ../nbs/support/figures.ipynb #513f7416
 def plot_pairs(
-    ax, before, after, # (n,) scores of the same samples
-    name:str='L2 distance to the nearest candidate (pixel units)',
+    ax:Axes, before, after, # (n,) scores of the same samples
+    name:str='L2 distance to the nearest candidate (pixel units)', # of the score
     better:str='lower' # which scores are good: 'lower' or 'higher'
-): # returns ax
+)->Axes:
     "Per-sample comparison without (x) and with splitting (y), as the paper's figure 2"
     before, after = np.asarray(before), np.asarray(after)
     both = np.concatenate([before, after])

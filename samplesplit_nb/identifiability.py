@@ -55,7 +55,7 @@ def kkt_residual(
     error_a = a - t**degree @ b
     error_W = W - degree*a[:, None]*((b*t**(degree-1)) @ X)
     size = a.square().sum() + W.square().sum()
-    require(size > 0, '|theta|', 0., 'positive', 'a network of zeros knows nothing')
+    require(bool(size > 0), '|theta|', 0., 'positive', 'a network of zeros knows nothing')
     return math.sqrt((error_a.square().sum() + error_W.square().sum())/size)
 
 # %% ../nbs/00_identifiability.ipynb #a3810443
@@ -166,7 +166,7 @@ def interpolation_rank(
     W:Tensor, # (m, d) neurons
     degree:int, # alpha >= 1
     rtol:float=1e-8 # of the span of W
-)->tuple: # (rank of K, N): equal where Theorem 4.1 applies
+)->tuple[int, int]: # (rank of K, N): equal where Theorem 4.1 applies; ValueError for bad shapes or nan
     "Rank of the kernel matrix K_pq = (W_p . W_q)^(degree-1) and the rank needed, condition (4.2), in the dimension r = dim span(W)"
     _require_degree(degree); _require_network(W.new_zeros(len(W)), W)
     U, _ = _unit_rows(W.double())
@@ -252,7 +252,7 @@ class SymmetricTensor:
     C:Tensor # (m, r) rows c_j
     degree:int # alpha
     def p(self, w:Tensor)->Tensor: # (k,) from w (k, r)
-        "T(w, ..., w)"
+        "The form itself, T(w, ..., w), at the rows of w"
         return ((w @ self.U.T)**(self.degree-1)*(w @ self.C.T)).sum(1)
     def f(self, w:Tensor)->Tensor: # (k, r) from w (k, r)
         "T(., w, ..., w), the gradient of p over the degree"
@@ -328,7 +328,7 @@ class Matching:
     error:Tensor # (n,) distance after the change of sign; inf: none left
     degree:int
     def apply(self, X_hat:Tensor, b_hat:Tensor)->tuple: # X (n, d), b (n,)
-        "The recovered samples in the order and sign of the true ones"
+        "The recovered samples X_hat (k, d), b_hat (k,) in the order and sign of the true ones; ValueError if one has none"
         require(bool((self.index >= 0).all()), 'index', '<some samples unmatched>',
                 'complete', 'recover at least as many samples as there are')
         return (self.sign[:, None]*X_hat[self.index],
@@ -362,7 +362,7 @@ def interpolate_symmetric(
     U:Tensor, # (m, r) unit rows
     F:Tensor, # (m, r) values f(u_j)
     degree:int # alpha >= 3
-)->tuple: # (SymmetricTensor, rank of B, rank needed)
+)->tuple: # (SymmetricTensor, rank of B, rank needed); ValueError if it is too large
     "The symmetric tensor of smallest norm whose gradient map takes the given values; beyond the paper"
     m, r = U.shape
     require(m*r <= 12_000, 'm r', m*r, 'at most 12000 (a dense matrix of 1.2 GB)',
@@ -374,6 +374,7 @@ def interpolate_symmetric(
     return (SymmetricTensor(U, C.view(m, r), degree), rank,
             math.comb(r + degree - 1, degree))
 
+# by name, as `recover` takes them
 INTERPOLATIONS = {'kernel': interpolate_kernel, 'symmetric': interpolate_symmetric}
 
 # %% ../nbs/00_identifiability.ipynb #07a80ca8
@@ -474,7 +475,7 @@ class Recovery:
     needed:int # rank at which the interpolation is unique
     residual:float # relative misfit of the equations that were given
     unique:bool # certified: rank == needed and residual < 1e-8
-    sentence:str
+    sentence:str # that verdict in words
 
 def _judge(rank, needed, residual): # (unique, sentence)
     "What rank and residual together say"
@@ -500,12 +501,12 @@ def _decompose(U, F, degree, interpolation, refine, misfit):
             f'one of {sorted(INTERPOLATIONS)}', "use 'kernel', the paper's")
     tensor, rank, needed = INTERPOLATIONS[interpolation](U, F, degree)
     usable = lambda X: bool(torch.isfinite(X).all()) and torch.linalg.cond(X) < 1e10
-    start, answers = simultaneous_diagonalisation(tensor), []
+    start, starts = simultaneous_diagonalisation(tensor), []
     if usable(start):
         joint = joint_diagonalisation(tensor, start)
-        answers.append(joint if usable(joint) else start)
-    if rank < needed or not answers: answers.append(U[_pivot_rows(U)])
-    answers = [(X, dual_coefficients(tensor, X)) for X in answers]
+        starts.append(joint if usable(joint) else start)
+    if rank < needed or not starts: starts.append(U[_pivot_rows(U)])
+    answers:list = [(X, dual_coefficients(tensor, X)) for X in starts]
     if refine: answers = [gauss_newton(U, F, X, b, degree) for X, b in answers]
     X, b = min(answers, key=lambda answer: misfit(*answer))
     return X, b, rank, needed

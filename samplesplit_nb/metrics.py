@@ -26,7 +26,7 @@ def _check(X, candidates):
 def nearest_l2(
     X:Tensor, # (n, d) training samples, mean-subtracted
     candidates:Tensor # (k, d)
-)->tuple: # (distances (n,) in pixel units, indices (n,) of the nearest candidates)
+)->tuple: # (distances (n,) in pixel units, indices (n,) of the nearest candidates); ValueError for shapes that do not fit
     "L2 distance of each training sample to its nearest candidate: the paper's score on MNIST, lower is better"
     _check(X, candidates)
     return torch.cdist(X.double(), candidates.to(X.device, torch.float64),
@@ -76,8 +76,8 @@ def nearest_ssim(
 # %% ../nbs/support/metrics.ipynb #449332bf
 @dataclass(frozen=True)
 class Score:
-    "A measure per training sample, and which way is better; called like its function"
-    name:str
+    "A measure per training sample, and which way is better; called like its function; ValueError for another `better`"
+    name:str # for tables and titles
     better:str # 'lower' or 'higher'
     function:Callable # from (X (n, d), candidates (k, d)) to (scores (n,), indices (n,))
 
@@ -85,32 +85,46 @@ class Score:
         require(self.better in ('lower', 'higher'), 'better', repr(self.better),
                 "'lower' or 'higher'", 'say which scores are good')
 
-    def __call__(self, *args, **kwargs): return self.function(*args, **kwargs)
+    def __call__(self,
+        *args, **kwargs # of the function: X (n, d), candidates (k, d) first
+    )->tuple: # (scores (n,), indices (n,))
+        "The score of every training sample, and the candidate that it belongs to"
+        return self.function(*args, **kwargs)
 
-    def bind(self, **kwargs)->'Score':
+    def bind(self,
+        **kwargs # of the function, to be fixed
+    )->'Score':
         "The same score with arguments of its function fixed"
         return replace(self, function=partial(self.function, **kwargs))
 
-    def improvement(self, before, after): # (n,) positive where `after` is better
+    def improvement(self,
+        before, after # each scores (n,), or a number
+    )->Tensor: # (n,) positive where `after` is better
         "By how much each score is better than another, or than a number"
         return before - after if self.better == 'lower' else after - before
 
-    def passes(self, scores:Tensor, threshold)->Tensor: # (n,) bool
+    def passes(self,
+        scores:Tensor, # (n,)
+        threshold:float|Tensor # a number, or (n,)
+    )->Tensor: # (n,) bool
         "Which scores are strictly better than a number, or than other scores (n,); nan never is"
         return self.improvement(threshold, scores) > 0
 
-    def count(self, scores:Tensor, threshold)->int:
+    def count(self,
+        scores:Tensor, # (n,)
+        threshold:float|Tensor # a number, or (n,)
+    )->int:
         "How many scores are strictly better than a number, or than other scores (n,)"
         return int(self.passes(scores, threshold).sum())
 
-L2 = Score('L2', 'lower', nearest_l2)
-SSIM = Score('SSIM', 'higher', nearest_ssim) # SSIM.bind(mean=data.mean, shape=data.shape)
+L2 = Score('L2', 'lower', nearest_l2) # the paper's score on MNIST
+SSIM = Score('SSIM', 'higher', nearest_ssim) # its score on CIFAR-10: SSIM.bind(mean=data.mean, shape=data.shape)
 
 # %% ../nbs/support/metrics.ipynb #89e7d070
 def baselines(
     X:Tensor, # (n, d) training samples, n >= 2
     score # a `Score`, or any function from (X (n, d), candidates (k, d)) to (scores (n,), indices)
-)->dict: # {'mean_image': (n,), 'nearest_other': (n,)}
+)->dict: # {'mean_image': (n,), 'nearest_other': (n,)}; ValueError for one sample alone
     "What the mean training image, and the nearest other training image, would score"
     require(len(X) >= 2, 'n', len(X), 'at least 2',
             'a baseline needs another training image')
@@ -122,7 +136,7 @@ def baselines(
 def recovered(
     X:Tensor, # (n, d) training samples, n >= 2
     scores:Tensor # (n,) L2 distances of their nearest candidates
-)->Tensor: # (n,) bool
+)->Tensor: # (n,) bool; ValueError unless one per sample
     "Which samples have a candidate closer than half the distance to the nearest other training image"
     require(scores.shape == (len(X),), 'scores.shape', tuple(scores.shape), f'({len(X)},)',
             'one distance per training sample')
@@ -132,7 +146,7 @@ def recovered(
 def summarize(
     scores:Tensor, # (n,)
     nearest_other:Tensor, # (n,) the baseline
-    reference:Tensor=None, # (n,) scores of the run to compare with
+    reference:Tensor|None=None, # (n,) scores of the run to compare with
     score:Score=L2 # which way is better
 )->dict: # plain numbers
     "Mean and median, how many samples beat the nearest-other baseline, and how many improved over the reference"
@@ -147,12 +161,12 @@ class Paired:
     "A paired comparison; positive is better in either direction of the score"
     improved:int # samples
     same:int # exactly equal
-    worse:int
+    worse:int # samples
     mean:float # improvement
     low:float # 95 % interval of the mean, by bootstrap
-    high:float
+    high:float # its other end
     p:float # two-sided sign test: over samples, or over seeds if there are several
-    seeds:int=1
+    seeds:int=1 # how many
 
     def __str__(self):
         n = self.improved + self.same + self.worse
@@ -183,7 +197,7 @@ def paired(
     after:Tensor, # (n,) scores with, of the same training samples
     score:Score, # which way is better
     seed:int=0, # of the bootstrap
-    resamples:int=10_000
+    resamples:int=10_000 # of the bootstrap
 )->Paired: # ValueError for scores that do not match or are not finite
     "Compare two runs sample by sample"
     from scipy.stats import bootstrap
@@ -198,8 +212,8 @@ def paired_over_seeds(
     runs:list, # of (before (n,), after (n,)), one pair per seed, at least 2; n may differ
     score:Score, # which way is better
     seed:int=0, # of the bootstrap
-    resamples:int=10_000
-)->Paired: # its p-value is that of a sign test over seeds
+    resamples:int=10_000 # of the bootstrap
+)->Paired: # its p-value is that of a sign test over seeds; ValueError as `paired`, and for one seed alone
     "Compare over several seeds, each with equal weight: draw seeds anew, then samples within each"
     require(len(runs) >= 2, 'seeds', len(runs), 'at least 2', 'use paired for one seed')
     gains = [_improvement(b, a, score).numpy() for b, a in runs]
@@ -226,7 +240,7 @@ def top_samples(
     score:Score, # which way is better
     threshold:float, # to be passed in at least one run
     count:int # at most so many: 25, 30 or 15 in the paper
-)->Tensor: # (at most count,) indices, the most improved first
+)->Tensor: # (at most count,) indices, the most improved first; ValueError as `paired`
     "The samples that the paper's figures 1, 7, 10 and 13 show"
     require(count >= 1, 'count', count, 'at least 1', 'use 25, as figure 1')
     gain = _improvement(before, after, score)

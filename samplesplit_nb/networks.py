@@ -7,6 +7,7 @@ __all__ = ['SmoothReLU', 'SurrogateReLU', 'Polynomial', 'MLP', 'mlp_from_weights
 
 # %% ../nbs/support/networks.ipynb #0f2a9910
 import math, re
+from collections.abc import Sequence
 from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,8 @@ def _softplus(z, b):
 
 @dataclass(frozen=True)
 class SmoothReLU:
-    "`softplus(b t) / b`, which tends to ReLU as the sharpness b grows (Loo et al. 2024); `sharpness=None` is ReLU itself"
-    sharpness:float|Tensor|None=None # b, in 1 / units of the pre-activation; None: exact ReLU; a tensor (not checked) where it changes inside a compiled step
+    "`softplus(b t) / b`, which tends to ReLU as the sharpness b grows (Loo et al. 2024); `sharpness=None` is ReLU itself; ValueError unless positive and finite"
+    sharpness:float|Tensor|None=None # b, in 1 / units of the pre-activation; None: exact ReLU; a scalar tensor (not checked) where it changes inside a compiled step
     def __post_init__(self):
         b = self.sharpness
         ok = b is None or torch.is_tensor(b) or 0 < b < float('inf')
@@ -30,7 +31,7 @@ class SmoothReLU:
                 'None (exact ReLU) or a positive finite number',
                 '50 to 200 is the useful range')
     def __call__(self, z:Tensor)->Tensor: # same shape as z
-        "The activation"
+        "The activation at z, elementwise"
         return torch.relu(z) if self.sharpness is None else _softplus(z, self.sharpness)
     def slope(self, z:Tensor)->Tensor: # same shape as z, in [0, 1]
         "Its derivative, itself differentiable when smooth"
@@ -41,7 +42,7 @@ class SmoothReLU:
 @dataclass(frozen=True)
 class SurrogateReLU:
     "ReLU whose derivative is replaced by `sigmoid(a t)` (Haim et al. 2022, Buzaglo et al. 2024: a = 19 to 150)"
-    sharpness:float|Tensor # a, in 1 / units of the pre-activation, as in `SmoothReLU`; ValueError unless positive and finite
+    sharpness:float|Tensor # a number or scalar tensor a, in 1 / units of the pre-activation, as in `SmoothReLU`; ValueError unless positive and finite
     def __post_init__(self):
         a = self.sharpness
         ok = a is not None and (torch.is_tensor(a) or 0 < a < float('inf'))
@@ -72,7 +73,7 @@ class Polynomial:
     @classmethod
     def power(cls,
         degree:int # alpha, at least 1; ValueError otherwise
-    ): # a `Polynomial`
+    )->'Polynomial':
         "The single power t^degree (paper, section 4.2)"
         ok = isinstance(degree, int) and not isinstance(degree, bool) and degree >= 1
         require(ok, 'degree', repr(degree), 'an integer of at least 1',
@@ -85,7 +86,7 @@ class Polynomial:
         return len(self.coefficients) - 1
 
     def __call__(self, z:Tensor)->Tensor: # same shape as z
-        "The activation"
+        "The activation at z, elementwise"
         return _horner(self.coefficients, z)
     def slope(self, z:Tensor)->Tensor: # same shape as z
         "Its derivative, itself differentiable"
@@ -99,7 +100,8 @@ def _horner(coefficients, z):
 
 # %% ../nbs/support/networks.ipynb #87eba88a
 class MLP(nn.Module):
-    "Perceptron with the given layer widths; parameters in the order weight, bias, weight, bias, ..."
+    "Perceptron with the given layer widths; parameters in the order weight, bias, weight, bias, ...; ValueError for impossible settings"
+    layers:Sequence[nn.Linear] # a ModuleList, so that torch finds the parameters
     def __init__(self,
         widths:list, # [d, m_1, ..., outputs], at least two positive integers; ValueError otherwise
         activation=SmoothReLU(), # has `__call__` and `slope`, elementwise
@@ -120,7 +122,7 @@ class MLP(nn.Module):
                 'for example 1e-4 for the KKT attack')
         self.widths, self.activation, self.bias = list(widths), activation, bias
         has = lambda i: bias == 'all' or (bias == 'first' and i == 0)
-        self.layers = nn.ModuleList([
+        self.layers = nn.ModuleList([ # type: ignore[assignment] # torch does not say what is in it
             nn.utils.skip_init(nn.Linear, a, b, bias=has(i))
             for i, (a, b) in enumerate(zip(widths, widths[1:]))])
         self._reset(init, torch.Generator().manual_seed(seed))
@@ -160,7 +162,7 @@ def _dense_layers(weights):
                     if re.search(r'(^|\.)weight$', name) and w.ndim == 2), key=_natural)
     known = {prefix + part for prefix in names for part in ('weight', 'bias')}
     other = sorted(set(weights) - known, key=_natural)
-    require(names and not other, 'weights', f'<{", ".join(other[:3]) or "none"}>',
+    require(bool(names and not other), 'weights', f'<{", ".join(other[:3]) or "none"}>',
             'named like layers.0.weight (a matrix) and layers.0.bias',
             'rename them, or load them into your own module (on the command line: '
             '--module pkg:factory)')

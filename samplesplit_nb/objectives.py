@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['RIDGE', 'CANCELS', 'PRESETS', 'TangentFeatures', 'tangent_features', 'weighted_sum', 'tangent_inner', 'gram',
-           'tangent_inner_grad', 'least_squares_multipliers', 'ReconstructionObjective', 'MapObjective',
+           'tangent_inner_grad', 'least_squares_multipliers', 'ReconstructionObjective', 'MapObjective', 'Tangent',
            'PerceptronTangent', 'GramForm', 'ModuleTangent', 'StackedTangent', 'ChunkedTangent', 'NetworkObjective',
            'NTKObjective', 'KKTObjective', 'MulticlassKKTObjective', 'DecayObjective', 'Preset', 'preset']
 
 # %% ../nbs/01_objectives.ipynb #7567de2f
 import copy, dataclasses, math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 import scipy.optimize
 import torch
 from torch import Tensor, nn
@@ -31,15 +32,16 @@ def tangent_features(
     network:MLP,
     activation, # used instead of the network's own, for smoothing
     x:Tensor, # (k, d)
-    cotangent:Tensor=None # (k, outputs) c_i; None: ones, for a network with one output
+    cotangent:Tensor|None=None # (k, outputs) c_i; None: ones, for a network with one output
 )->TangentFeatures:
     "One forward and one backward pass, kept in factors; differentiable in x"
     layers, inputs, zs = network.layers, [x], []
+    backs:list = []
     for layer in layers[:-1]:
         zs.append(layer(inputs[-1]))
         inputs.append(activation(zs[-1]))
     slopes = [activation.slope(z) for z in zs]
-    deltas, backs = [x.new_ones(len(x), 1) if cotangent is None else cotangent], []
+    deltas = [x.new_ones(len(x), 1) if cotangent is None else cotangent]
     for layer, slope in zip(reversed(layers[1:]), reversed(slopes)):
         backs.insert(0, deltas[0] @ layer.weight)
         deltas.insert(0, backs[0]*slope)
@@ -53,7 +55,7 @@ def _by_layer(network, vector):
             for layer in network.layers]
 
 def weighted_sum(
-    network:MLP, features:TangentFeatures, lam:Tensor=None # (k,); None: all 1
+    network:MLP, features:TangentFeatures, lam:Tensor|None=None # (k,); None: all 1
 )->list: # shaped like the parameters
     "sum_i lam_i f(x_i), from the factors"
     total = []
@@ -65,7 +67,7 @@ def weighted_sum(
 
 def _tangents(network, features, vector):
     "The derivative of every pre-activation along a parameter-shaped vector: a list of (k, width l)"
-    tangents = []
+    tangents:list = []
     for i, (W, b) in enumerate(_by_layer(network, vector)):
         t = (features.inputs[i] @ W.T if b is None
              else torch.addmm(b, features.inputs[i], W.T))
@@ -77,9 +79,10 @@ def tangent_inner(network:MLP, features:TangentFeatures, vector:list)->Tensor: #
     "<vector, f(x_i)> for each i: the derivative of <c_i, Phi(x_i)> along `vector`"
     return (_tangents(network, features, vector)[-1]*features.deltas[-1]).sum(1)
 
-def gram(network:MLP, a:TangentFeatures, b:TangentFeatures=None)->Tensor: # (k_a, k_b)
+def gram(network:MLP, a:TangentFeatures, b:TangentFeatures|None=None)->Tensor: # (k_a, k_b)
     "The tangent kernel <f(x_i), f(x_j)> between two batches (b=None: with itself)"
-    b, total = b or a, 0
+    b = b or a
+    total:Any = 0
     for layer, ha, da, hb, db in zip(network.layers, a.inputs, a.deltas,
                                      b.inputs, b.deltas):
         total = total + (da @ db.T)*(ha @ hb.T + (layer.bias is not None))
@@ -120,8 +123,8 @@ RIDGE = {torch.float32: 1e-6, torch.float64: 1e-12}
 def least_squares_multipliers(
     G:Tensor, # (k, k) tangent kernel <f_i, f_j>
     c:Tensor, # (k,) <target, f_i>
-    ridge:float=None, # relative to mean(diag G); None: `RIDGE` of the dtype
-    least:float=None # lower bound on every multiplier; None: no bound
+    ridge:float|None=None, # relative to mean(diag G); None: `RIDGE` of the dtype
+    least:float|None=None # lower bound on every multiplier; None: no bound
 )->Tensor: # (k,), solved in float64, returned in the dtype of c
     "argmin over lam (>= least) of |target - sum_i lam_i f_i|^2 + ridge mean(diag G) |lam|^2"
     if ridge is None: ridge = RIDGE.get(c.dtype, 1e-6)
@@ -142,7 +145,7 @@ class ReconstructionObjective:
         d:int, # dimension of a sample
         box=None, # (lower, upper), each a number or (d,), of mean-subtracted pixels; None: none
         box_weight:float=0.1, # times squared excesses/d; Loo et al. 2024: 0.1, Haim et al. 2022: d
-        lam_min:float=None, # multipliers below it are penalised; None: no penalty
+        lam_min:float|None=None, # multipliers below it are penalised; None: no penalty
         lam_weight:float=5.): # of that penalty (Haim et al. 2022, Buzaglo et al. 2024)
         self.target, self.d, self.box, self.box_weight = list(target), d, None, box_weight
         self.lam_min, self.lam_weight = lam_min, lam_weight
@@ -154,8 +157,20 @@ class ReconstructionObjective:
                     '<lower >= upper somewhere>', 'a pair with lower < upper',
                     'swap the two')
 
+    def weighted_sum(self, x:Tensor, lam:Tensor)->list: # shaped like the parameters
+        "sum_i lam_i f(x_i), differentiable in x; to be defined by a subclass"
+        raise NotImplementedError
+
+    def inner(self, vector:list, x:Tensor)->Tensor: # (k,); (k, outputs) where there are several multipliers each
+        "<vector, f(x_i)> for each i, differentiable in x; to be defined by a subclass"
+        raise NotImplementedError
+
+    def multipliers(self, x:Tensor)->Tensor: # shaped like lam
+        "The least-squares multipliers lam*(x); to be defined by a subclass"
+        raise NotImplementedError
+
     def select(self, parents:Tensor)->'ReconstructionObjective':
-        "The objective for candidates that descend from these rows; differs where candidates carry labels"
+        "The objective for candidates that descend from rows `parents` (k',); differs where candidates carry labels"
         return self
 
     def multiplier_shape(self, k:int)->tuple: # (k,), or (k, outputs) for vector multipliers
@@ -167,7 +182,7 @@ class ReconstructionObjective:
         shape = self.multiplier_shape(len(x))
         require_candidates(x, lam, self.d, None if len(shape) == 1 else shape[1])
 
-    def smoothed(self, sharpness:float|None): # never returns
+    def smoothed(self, sharpness:float|None)->'ReconstructionObjective': # type: ignore[return] # it always raises
         "ValueError: this map has no softened ReLU; see `NetworkObjective.smoothed`"
         require(False, 'sharpness', sharpness, 'left out for a map without ReLU',
                 'it is smooth as it is')
@@ -194,7 +209,7 @@ class ReconstructionObjective:
         return (torch.zeros_like(lam) if self.lam_min is None
                 else (self.lam_min - lam).clamp_min(0))
 
-    def penalty(self, x:Tensor, lam:Tensor=None)->Tensor: # scalar
+    def penalty(self, x:Tensor, lam:Tensor|None=None)->Tensor: # scalar
         "box_weight / d times the squared excesses over the box, plus lam_weight times the squared shortages of lam (None: left out)"
         box = self._excess(x).square().sum()*(self.box_weight/self.d)
         if lam is None or self.lam_min is None: return box
@@ -219,42 +234,74 @@ class ReconstructionObjective:
 # %% ../nbs/01_objectives.ipynb #c400b27c
 class MapObjective(ReconstructionObjective):
     "The objective of an explicit map f: (k, d) -> (k, P), for small P"
-    def __init__(self, f, target:Tensor, d:int, box=None, box_weight:float=0.1):
+    def __init__(self,
+        f:Callable, # from x (k, d) to (k, P), differentiable
+        target:Tensor, # (P,)
+        d:int,
+        box=None, box_weight:float=0.1):
         super().__init__([target], d, box, box_weight)
         self.f = f
-    def weighted_sum(self, x, lam): return [lam @ self.f(x)]
-    def inner(self, vector, x): return self.f(x) @ vector[0]
-    def multipliers(self, x):
+    def weighted_sum(self, x:Tensor, lam:Tensor)->list: return [lam @ self.f(x)]
+    def inner(self, vector:list, x:Tensor)->Tensor: return self.f(x) @ vector[0]
+    def multipliers(self, x:Tensor)->Tensor:
         F = self.f(x).detach()
         return least_squares_multipliers(F @ F.T, F @ self.target[0])
 
+# %% ../nbs/01_objectives.ipynb #7a9e0c42
+class Tangent:
+    "What an objective needs of a network: f(x) = grad_theta <c, Phi(x)>. `fs` is whatever `features` made of x (k, d) and c; subclasses define every method"
+    d:int # numbers in one input
+    outputs:int # of the network
+    weights:list # its parameters, in order
+    activation:Callable|None # what stands for ReLU; None: a module's own
+
+    def with_activation(self, activation)->'Tangent':
+        "The same map with another activation; shares all tensors"
+        raise NotImplementedError
+    def logits(self, x:Tensor)->Tensor: # (k, outputs)
+        "The network's outputs Phi(x), with this activation"
+        raise NotImplementedError
+    def features(self, x:Tensor, cotangent:Tensor)->object: # for the methods below only
+        "What they need of x and c, computed once"
+        raise NotImplementedError
+    def weighted_sum(self, fs, lam:Tensor|None=None)->list: # shaped like the parameters
+        "sum_i lam_i f(x_i); lam None: all 1"
+        raise NotImplementedError
+    def along(self, fs, vector:list)->Tensor: # (k, outputs), differentiable
+        "Derivatives of the outputs along a parameter-shaped vector"
+        raise NotImplementedError
+    def along_and_grad(self, fs, vector:list)->tuple: # ((k, outputs), (k, d))
+        "Those, and the gradient in x of their sum weighted by the cotangents"
+        raise NotImplementedError
+    def gram(self,
+        a, b=None # each from `features`; b None: a
+    )->Tensor: # (k_a, k_b)
+        "The tangent kernel <f(x_i), f(x_j)> between two batches"
+        raise NotImplementedError
+
 # %% ../nbs/01_objectives.ipynb #a7c3d9b2
-class PerceptronTangent:
+class PerceptronTangent(Tangent):
     "f(x) = grad_theta <c, Phi(x)> of an `MLP`, in closed form"
+    activation:Callable # never None here
     def __init__(self, network:MLP, activation=None): # None: the network's own
         self.network = copy.deepcopy(network).requires_grad_(False)
         self.activation = network.activation if activation is None else activation
         self.d, self.outputs = network.widths[0], network.widths[-1]
         self.weights = list(self.network.parameters())
-    def with_activation(self, activation):
-        "The same map with another activation; shares all tensors"
+    def with_activation(self, activation)->'PerceptronTangent':
         other = copy.copy(self); other.activation = activation
         return other
-    def logits(self, x): # (k, outputs)
-        "The network's outputs, with this activation"
+    def logits(self, x:Tensor)->Tensor:
         for layer in self.network.layers[:-1]: x = self.activation(layer(x))
         return self.network.layers[-1](x)
-    def features(self, x, cotangent):
-        "What the other methods need of x (k, d) and cotangent (k, outputs)"
+    def features(self, x:Tensor, cotangent:Tensor)->TangentFeatures:
         return tangent_features(self.network, self.activation, x, cotangent)
-    def weighted_sum(self, fs, lam=None): return weighted_sum(self.network, fs, lam)
-    def along(self, fs, vector): # (k, outputs), differentiable
-        "Derivatives of the outputs along a parameter-shaped vector"
+    def weighted_sum(self, fs, lam:Tensor|None=None)->list: return weighted_sum(self.network, fs, lam)
+    def along(self, fs, vector:list)->Tensor:
         return _tangents(self.network, fs, vector)[-1]
-    def along_and_grad(self, fs, vector):
-        "Those, and the gradient in x of their sum weighted by the cotangents"
+    def along_and_grad(self, fs, vector:list)->tuple:
         return _outputs_and_grad(self.network, self.activation, fs, vector)
-    def gram(self, a, b=None): return gram(self.network, a, b)
+    def gram(self, a, b=None)->Tensor: return gram(self.network, a, b)
 
 # %% ../nbs/01_objectives.ipynb #f4642456
 # below this share of |target|^2 the Gram form loses digits of the value (three, at worst)
@@ -298,7 +345,7 @@ class _Target:
 
 # %% ../nbs/01_objectives.ipynb #42d9d786
 class GramForm:
-    "Value and gradients of a perceptron's objective without forming the residual"
+    "Value and gradients of a perceptron's objective without forming the residual: in `kernels`, `weights` = lam (k, 1) and `tangents`, (k, width) per layer"
     def __init__(self, network:MLP, target:list,
                  noise:list): # Frobenius norm of the rounding in each tensor
         self.network, self.target = network, target
@@ -315,7 +362,7 @@ class GramForm:
                         else 2 - 2*part.rank*(a+b)/(a*b))
             saved, added = saved + a*b*(1 + products), added + 2*k*(a + b)
         return added < saved
-    def kernels(self, fs): # [(h h' + 1, delta delta')] per layer
+    def kernels(self, fs:TangentFeatures)->list: # [(h h' + 1, delta delta')] per layer, (k, k) each
         "The factors of the tangent kernel, layer by layer"
         return [(h @ h.T + (layer.bias is not None), delta @ delta.T)
                 for layer, h, delta in zip(self.network.layers, fs.inputs, fs.deltas)]
@@ -330,26 +377,34 @@ class GramForm:
         return [H @ (delta*weights) for (H, _), delta in zip(kernels, fs.deltas)]
     def _propagate(self, fs, sources): # [(k, width l)]
         "Tangents of all layers from what each layer adds"
-        tangents = []
+        tangents:list = []
         for l, (layer, t) in enumerate(zip(self.network.layers, sources)):
             if l: t = torch.addmm(t, tangents[-1]*fs.slopes[l-1], layer.weight.T)
             tangents.append(t)
         return tangents
-    def along_target(self, fs): # [(k, width l)]
-        "Tangents along the target"
+    def along_target(self, fs:TangentFeatures)->list: # [(k, width l)]
+        "The derivative of every pre-activation along the target"
         return self._propagate(fs, self._sources(fs))
-    def along_residual(self, fs, kernels, weights, tangents=None): # [(k, width l)]
-        "Tangents along the residual; those along the target are used where already known"
+    def along_residual(self, fs:TangentFeatures,
+        kernels:list, # as `kernels` gives them
+        weights:Tensor, # (k, 1) the multipliers
+        tangents:list|None=None # along the target, where already known
+    )->list: # [(k, width l)]
+        "The derivative of every pre-activation along the residual"
         minus = self._corrections(fs, kernels, weights)
         if tangents is None:
             return self._propagate(fs, [t - m for t, m in zip(self._sources(fs), minus)])
         return [t - m for t, m in zip(tangents, self._propagate(fs, minus))]
-    def grad(self, activation, fs, kernels, weights, tangents): # (k, d)
+    def grad(self, activation, fs:TangentFeatures,
+        kernels:list, weights:Tensor, # as above, (k, k) each and (k, 1)
+        tangents:list # along the residual
+    )->Tensor: # (k, d)
         "Gradient in x of the outputs along the residual, weighted by the cotangents"
-        layers, back = self.network.layers, None
+        layers = self.network.layers
+        back:Any = None # from the layer above
         for l in reversed(range(len(layers))):
             part = self.parts[l]
-            dz = 0
+            dz:Any = 0
             if l < len(fs.slopes): # a hidden layer
                 rate = _slope_rate(activation, fs.zs[l], fs.slopes[l])
                 dz = back*fs.slopes[l] + tangents[l]*fs.backs[l]*rate
@@ -360,7 +415,11 @@ class GramForm:
                 back = left - minus
                 if l < len(fs.slopes): back = torch.addmm(back, dz, layers[l].weight)
         return back
-    def value(self, G, lam, inner): # |r|^2, or None where it cancels
+    def value(self,
+        G:Tensor, # (k, k) the tangent kernel
+        lam:Tensor,
+        inner:Tensor # (k,) <r, f(x_i)>
+    )->Tensor|None: # |r|^2, a scalar; None where it cancels
         "The loss from inner products with the residual"
         loss = self.size - 2*torch.dot(lam.double(), inner.double()) \
             - torch.dot(lam.double(), G.double() @ lam.double())
@@ -386,7 +445,7 @@ def _replace_relu(module, activation):
     return module
 
 # %% ../nbs/01_objectives.ipynb #0cea106e
-class ModuleTangent:
+class ModuleTangent(Tangent):
     "f(x) = grad_theta <c, Phi(x)> of any differentiable `nn.Module`, by torch.func"
     def __init__(self,
         module:nn.Module, # in evaluation mode here: no dropout, fixed batch statistics
@@ -400,8 +459,7 @@ class ModuleTangent:
         self.params = dict(self.module.named_parameters())
         self.weights, self.d = list(self.params.values()), math.prod(shape)
         self.outputs = self.logits(self.weights[0].new_zeros(1, self.d)).shape[1]
-    def with_activation(self, activation):
-        "The same map with another activation; shares all parameters"
+    def with_activation(self, activation)->'ModuleTangent':
         other = copy.copy(self)
         other.module, other.activation = _replace_relu(self.module, activation), activation
         return other
@@ -410,20 +468,16 @@ class ModuleTangent:
         require(out.ndim == 2, 'model(x).shape', tuple(out.shape), '(k, outputs)',
                 'give the model a last layer with one row of outputs per sample')
         return out
-    def logits(self, x): # (k, outputs)
-        "The network's outputs, with this activation"
-        return self._call(self.params, x)
-    def features(self, x, cotangent): return x, cotangent
-    def weighted_sum(self, fs, lam=None):
+    def logits(self, x:Tensor)->Tensor: return self._call(self.params, x)
+    def features(self, x:Tensor, cotangent:Tensor)->tuple: return x, cotangent
+    def weighted_sum(self, fs, lam:Tensor|None=None)->list:
         x, c = fs
         pull = vjp(lambda p: self._call(p, x), self.params)[1]
         return list(pull(c if lam is None else lam[:, None]*c)[0].values())
-    def along(self, fs, vector): # (k, outputs), differentiable
-        "Derivatives of the outputs along a parameter-shaped vector"
+    def along(self, fs, vector:list)->Tensor:
         return jvp(lambda p: self._call(p, fs[0]), (self.params,),
                    (dict(zip(self.params, vector)),))[1]
-    def along_and_grad(self, fs, vector):
-        "Those, and the gradient in x of their sum weighted by the cotangents"
+    def along_and_grad(self, fs, vector:list)->tuple:
         with torch.enable_grad():
             x = fs[0].detach().requires_grad_()
             out = self.along((x, fs[1]), vector)
@@ -432,8 +486,7 @@ class ModuleTangent:
         one = lambda x, c: vjp(lambda p: (self._call(p, x[None])[0]*c).sum(),
                                self.params)[1](x.new_ones(()))[0]
         return torch.cat([g.flatten(1) for g in vmap(one)(x, c).values()], dim=1)
-    def gram(self, a, b=None): # (k_a, k_b)
-        "Inner products of the f(x_i), blocks of rows against blocks of rows"
+    def gram(self, a, b=None)->Tensor: # (k_a, k_b), blocks of rows against blocks of rows
         b = a if b is None else b
         split = lambda fs: list(zip(*(z.split(self.block) for z in fs)))
         left = split(a)
@@ -444,60 +497,65 @@ class ModuleTangent:
             for one in left for rows in [self._rows(*one)]])
 
 # %% ../nbs/01_objectives.ipynb #85b67d2f
-class StackedTangent:
+class StackedTangent(Tangent):
     "f(x) = (f_1(x), f_2(x), ...), for tangents of networks of one shape"
-    def __init__(self, tangents):
+    def __init__(self,
+        tangents:list # of `Tangent`, at least one
+    ):
         self.tangents, self.d, self.outputs = tangents, tangents[0].d, tangents[0].outputs
         self.weights = [w for t in tangents for w in t.weights]
         self.activation = tangents[0].activation
-    def with_activation(self, activation):
+    def with_activation(self, activation)->'StackedTangent':
         return StackedTangent([t.with_activation(activation) for t in self.tangents])
-    def logits(self, x): return self.tangents[0].logits(x)
-    def features(self, x, cotangent):
+    def logits(self, x:Tensor)->Tensor: return self.tangents[0].logits(x)
+    def features(self, x:Tensor, cotangent:Tensor)->list:
         return [t.features(x, cotangent) for t in self.tangents]
     def _pairs(self, fs, vector):
         parts = iter(vector)
         return [(t, f, [next(parts) for _ in t.weights]) for t, f in zip(self.tangents, fs)]
-    def weighted_sum(self, fs, lam=None):
+    def weighted_sum(self, fs, lam:Tensor|None=None)->list:
         return [w for t, f in zip(self.tangents, fs) for w in t.weighted_sum(f, lam)]
-    def along(self, fs, vector):
+    def along(self, fs, vector:list)->Tensor:
         return sum(t.along(f, v) for t, f, v in self._pairs(fs, vector))
-    def along_and_grad(self, fs, vector):
+    def along_and_grad(self, fs, vector:list)->tuple:
         outs, grads = zip(*(t.along_and_grad(f, v) for t, f, v in self._pairs(fs, vector)))
         return sum(outs), sum(grads)
-    def gram(self, a, b=None):
+    def gram(self, a, b=None)->Tensor:
         b = a if b is None else b
         return sum(t.gram(f, g) for t, f, g in zip(self.tangents, a, b))
 
 # %% ../nbs/01_objectives.ipynb #5d2214fe
-class ChunkedTangent:
+class ChunkedTangent(Tangent):
     "Another tangent, `chunk_size` candidates at a time; same numbers up to rounding"
-    def __init__(self, tangent, chunk_size:int):
+    def __init__(self,
+        tangent:Tangent,
+        chunk_size:int # at least 1; ValueError otherwise
+    ):
         require(isinstance(chunk_size, int) and chunk_size >= 1, 'chunk_size', chunk_size,
                 'a whole number, at least 1', 'None takes all candidates at once')
         self.tangent, self.chunk_size = tangent, chunk_size
         self.d, self.outputs, self.weights = tangent.d, tangent.outputs, tangent.weights
         self.activation = tangent.activation
-    def with_activation(self, activation):
+    def with_activation(self, activation)->'ChunkedTangent':
         return ChunkedTangent(self.tangent.with_activation(activation), self.chunk_size)
-    def logits(self, x):
+    def logits(self, x:Tensor)->Tensor:
         return torch.cat([self.tangent.logits(p) for p in x.split(self.chunk_size)])
-    def features(self, x, cotangent): # only the factors of one chunk live at a time
+    def features(self, x:Tensor, cotangent:Tensor)->list: # only the factors of one chunk live at a time
         return list(zip(x.split(self.chunk_size), cotangent.split(self.chunk_size)))
-    def weighted_sum(self, fs, lam=None):
+    def weighted_sum(self, fs, lam:Tensor|None=None)->list:
         lams = [None]*len(fs) if lam is None else lam.split(self.chunk_size)
         parts = (self.tangent.weighted_sum(self.tangent.features(*f), l)
                  for f, l in zip(fs, lams))
         total = next(parts)
         for part in parts: total = [a + b for a, b in zip(total, part)]
         return total
-    def along(self, fs, vector):
+    def along(self, fs, vector:list)->Tensor:
         return torch.cat([self.tangent.along(self.tangent.features(*f), vector)
                           for f in fs])
-    def along_and_grad(self, fs, vector):
+    def along_and_grad(self, fs, vector:list)->tuple:
         parts = [self.tangent.along_and_grad(self.tangent.features(*f), vector) for f in fs]
         return tuple(torch.cat(z) for z in zip(*parts))
-    def gram(self, a, b=None):
+    def gram(self, a, b=None)->Tensor:
         b = a if b is None else b
         return torch.cat([torch.cat([self.tangent.gram(rows, self.tangent.features(*g))
                                      for g in b], dim=1)
@@ -509,9 +567,14 @@ def _square_norm(parts): # |r|^2 of a parameter-shaped list
 
 class NetworkObjective(ReconstructionObjective):
     "Match a target by sum_i lam_i grad_theta <c_i, Phi(x_i)>; subclasses choose target and cotangents c_i"
-    soft = SmoothReLU # what stands in for ReLU, as a function of its sharpness
-    def __init__(self, tangent, target:list, chunk_size:int=None, form:str='auto',
-                 noise=None, **penalties):
+    soft:type[SmoothReLU]|type[SurrogateReLU] = SmoothReLU # what stands in for ReLU, as a function of its sharpness
+    def __init__(self,
+        tangent:Tangent,
+        target:list,
+        chunk_size:int|None=None, # candidates at a time; None: all
+        form:str='auto', # 'residual', 'gram', or the one with fewer multiplications; ValueError otherwise
+        noise:list|None=None, # Frobenius norm of the rounding in each tensor of the target; None: exact
+        **penalties): # of `ReconstructionObjective`
         require(form in ('auto', 'residual', 'gram'), 'form', repr(form),
                 "'auto', 'residual' or 'gram'",
                 "'auto' takes the one with fewer multiplications")
@@ -519,23 +582,26 @@ class NetworkObjective(ReconstructionObjective):
         self.tangent = (tangent if chunk_size is None
                         else ChunkedTangent(tangent, chunk_size))
         self.vector = False # multipliers (k,); True: (k, outputs), one per output
-        self.form, self._gram_form = form, None
+        self.form = form
+        self._gram_form:Any = None # a `GramForm` where there is one
         if form != 'residual' and isinstance(self.tangent, PerceptronTangent):
-            self._gram_form = GramForm(tangent.network, self.target,
+            self._gram_form = GramForm(self.tangent.network, self.target,
                                        noise or [0.]*len(self.target))
         require(form != 'gram' or self._gram_form is not None, 'form', repr(form),
                 "'residual' here",
                 'the Gram form is for perceptrons, all candidates at once')
 
     @property
-    def activation(self): return self.tangent.activation
+    def activation(self)->Callable|None: # None: a module's own
+        "The network's activation, softened as the attack has it"
+        return self.tangent.activation
 
     def multiplier_shape(self, k:int)->tuple: # (k,), or (k, outputs) for vector multipliers
         "The shape of lam for k candidates"
         return (k, self.tangent.outputs) if self.vector else (k,)
 
     def smoothed(self, sharpness:float|None)->'NetworkObjective':
-        "The same objective with another sharpness of the softened ReLU; shares all tensors"
+        "The same objective with another sharpness of the softened ReLU; shares all tensors; ValueError for a network without ReLU"
         require(isinstance(self.activation, (SmoothReLU, SurrogateReLU)),
                 'sharpness', sharpness,
                 'left out for a network without ReLU', 'it is smooth as it is')
@@ -550,12 +616,12 @@ class NetworkObjective(ReconstructionObjective):
     def _weighted(self, x, lam): # (cotangents, weights or None)
         return (lam, None) if self.vector else (self.cotangent(x), lam)
 
-    def features(self, x:Tensor):
+    def features(self, x:Tensor)->Any: # for this objective's methods only
         "The factors of f(x_i) for the k rows of x (k, d)"
         return self.tangent.features(x, self.cotangent(x))
 
     def weighted_sum(self, x:Tensor, lam:Tensor)->list: # shaped like the parameters
-        "sum_i lam_i f(x_i)"
+        "sum_i lam_i f(x_i), by one backward pass"
         cotangent, weights = self._weighted(x, lam)
         return self.tangent.weighted_sum(self.tangent.features(x, cotangent), weights)
 
@@ -671,8 +737,8 @@ class NTKObjective(NetworkObjective):
         box=None, # see `ReconstructionObjective`
         box_weight:float=0.1, # Loo et al. 2024
         tangent:str='init', # f at theta_0 ('init', the paper), theta ('final', its code) or 'both'
-        shape:tuple=None, # of one input, for a model that is no MLP
-        chunk_size:int=None, # candidates at a time; None: all
+        shape:tuple|None=None, # of one input, for a model that is no MLP
+        chunk_size:int|None=None, # candidates at a time; None: all
         form:str='auto'): # 'residual', 'gram', or the one with fewer multiplications
         "ValueError for networks of different shapes, and for weights that are not finite. With several outputs the multipliers are (k, outputs)"
         require(tangent in ('init', 'final', 'both'), 'tangent', repr(tangent),
@@ -682,7 +748,7 @@ class NTKObjective(NetworkObjective):
                       for name, net in (('init', init), ('model', model)))
         require([w.shape for w in start.weights] == [w.shape for w in end.weights], 'model',
                 [tuple(w.shape) for w in end.weights],
-                [tuple(w.shape) for w in start.weights],
+                str([tuple(w.shape) for w in start.weights]),
                 'pass the network before and after the same training')
         require(start.weights[0].dtype == end.weights[0].dtype
                 and start.weights[0].device == end.weights[0].device, 'model',
@@ -722,6 +788,8 @@ class _LabelledObjective(_WeightsObjective):
         "The same attack on candidates that descend from these rows, with their labels"
         other = copy.copy(self); other.labels = self.labels[parents.to(self.labels.device)]
         return other
+    def _checked(self, labels): # as the attack wants them; ValueError for others
+        raise NotImplementedError
     def _same_count(self, x):
         require(len(x) == len(self.labels), 'x.shape', tuple(x.shape),
                 f'({len(self.labels)}, {self.d}), one candidate per label',
@@ -736,11 +804,11 @@ class KKTObjective(_LabelledObjective):
         sharpness:float|None=100., # a of the slope sigmoid(a z) (Haim et al.: 19-150); None: exact
         scale:float=1., # multiplies f; 1/k in the published code
         box=(-1., 1.), # Haim et al. 2022, appendix
-        box_weight:float=None, # None: d, making it the plain sum of squares (Haim et al. 2022)
-        lam_min:float=None, # lower bound of the multipliers; 0.41 to 0.50 in the published settings
+        box_weight:float|None=None, # None: d, making it the plain sum of squares (Haim et al. 2022)
+        lam_min:float|None=None, # lower bound of the multipliers; 0.41 to 0.50 in the published settings
         lam_weight:float=5., # Haim et al. 2022
-        shape:tuple=None, # of one input, for a model that is no MLP
-        chunk_size:int=None, # candidates at a time; None: all
+        shape:tuple|None=None, # of one input, for a model that is no MLP
+        chunk_size:int|None=None, # candidates at a time; None: all
         form:str='auto'): # 'residual', 'gram', or the one with fewer multiplications
         "ValueError for several outputs, other labels, weights that are not finite"
         super().__init__(model, labels, sharpness, scale, shape, chunk_size, form, box,
@@ -753,7 +821,7 @@ class KKTObjective(_LabelledObjective):
                 '-1 or +1', 'use 2*y - 1 for labels 0 / 1')
         return labels
     def cotangent(self, x:Tensor)->Tensor: # (k, 1)
-        "scale y_i"
+        "scale y_i; ValueError unless there are as many candidates as labels"
         self._same_count(x)
         return self.scale*self.labels.to(x)[:, None]
 
@@ -766,11 +834,11 @@ class MulticlassKKTObjective(_LabelledObjective):
         sharpness:float|None=40., # a of the surrogate slope (Buzaglo et al.: 39.5); None: exact
         scale:float=1., # multiplies f; 1/k in the published code
         box=(-1., 1.), # Haim et al. 2022
-        box_weight:float=None, # None: d, the plain sum of squares
-        lam_min:float=None, # 0.20 in the published setting
+        box_weight:float|None=None, # None: d, the plain sum of squares
+        lam_min:float|None=None, # 0.20 in the published setting
         lam_weight:float=5., # as Haim et al. 2022
-        shape:tuple=None, # of one input, for a model that is no MLP
-        chunk_size:int=None, # candidates at a time; None: all
+        shape:tuple|None=None, # of one input, for a model that is no MLP
+        chunk_size:int|None=None, # candidates at a time; None: all
         form:str='auto'): # 'residual', 'gram', or the one with fewer multiplications
         "ValueError for one output, labels outside its classes, weights that are not finite"
         super().__init__(model, labels, sharpness, scale, shape, chunk_size, form, box,
@@ -786,7 +854,7 @@ class MulticlassKKTObjective(_LabelledObjective):
                 'use labels.long()')
         return labels.long()
     def cotangent(self, x:Tensor)->Tensor: # (k, classes)
-        "scale (e_{y_i} - e_j), j the best other class at x_i"
+        "scale (e_{y_i} - e_j), j the best other class at x_i; ValueError unless there are as many candidates as labels"
         self._same_count(x)
         with torch.no_grad():
             own = torch.nn.functional.one_hot(self.labels, self.tangent.outputs).to(x)
@@ -800,9 +868,9 @@ class DecayObjective(_WeightsObjective):
         model:nn.Module, # trained with weight decay to a stationary point
         sharpness:float|None=100., # a of the surrogate slope (Buzaglo et al.: 90-107); None: exact
         box=(-1., 1.), # Haim et al. 2022
-        box_weight:float=None, # None: d, the plain sum of squares
-        shape:tuple=None, # of one input, for a model that is no MLP
-        chunk_size:int=None, # candidates at a time; None: all
+        box_weight:float|None=None, # None: d, the plain sum of squares
+        shape:tuple|None=None, # of one input, for a model that is no MLP
+        chunk_size:int|None=None, # candidates at a time; None: all
         form:str='auto'): # 'residual', 'gram', or the one with fewer multiplications
         "ValueError for weights that are not finite"
         super().__init__(model, sharpness, shape, chunk_size, form, box, box_weight)
@@ -821,9 +889,9 @@ class Preset:
     sharpness:float # a of sigmoid(a z), or b of softplus(b z)/b at the end
     multipliers:tuple # initial lam is uniform on this interval
     lam_min:float|None=None # lower bound, penalised; None: none
-    optimizer:str='sgd, momentum 0.9'
-    steps:int=50_000
-    candidates:str='2 n, labels half and half'
+    optimizer:str='sgd, momentum 0.9' # in words
+    steps:int=50_000 # of reconstruction
+    candidates:str='2 n, labels half and half' # how many, in words
 
     def start(self,
         k:int, # candidates
@@ -851,6 +919,7 @@ def _regression(*values):
                   'regression', 'CIFAR-10, 250 per class', s, lr,
                   1e-4, a, (0., 1.), lam_min)
 
+# published settings by name, as `preset` takes them
 PRESETS = {
     'haim-cifar-1': _haim('CIFAR-10, n = 500', 8.8575e-4, 0.55492, 0.49830, 19.1446),
     'haim-cifar-2': _haim('CIFAR-10, n = 500', 4.4737e-3, 0.34621, 0.49359, 21.6794),

@@ -8,17 +8,22 @@ __all__ = ['adam', 'LazyAdam', 'inherit_state', 'optimiser_state', 'restore_opti
 
 # %% ../nbs/support/optimisers.ipynb #51d0e4f0
 import math
+from collections.abc import Callable
 import torch
 from torch import Tensor
 from .checks import require
 
 # %% ../nbs/support/optimisers.ipynb #bc6dffee
 # beta2 chosen here; 04_experiments, "A setting that deserves another look", has the sweep
-adam = lambda groups: torch.optim.Adam(groups, betas=(0.9, 0.99))
+def adam(
+    groups # tensors or parameter groups, as for any torch optimiser
+)->torch.optim.Adam:
+    "Adam (Kingma and Ba 2015) whose second moments forget faster: betas (0.9, 0.99) instead of (0.9, 0.999)"
+    return torch.optim.Adam(groups, betas=(0.9, 0.99))
 
 # %% ../nbs/support/optimisers.ipynb #87b23df6
 class LazyAdam(torch.optim.Optimizer):
-    "Adam (Kingma and Ba 2015) in which an entry with a gradient of exactly zero keeps its moments and its place, as in Loo et al. 2024"
+    "Adam (Kingma and Ba 2015) in which an entry with a gradient of exactly zero keeps its moments and its place, as in Loo et al. 2024; ValueError for impossible settings"
     def __init__(self,
         params, # as for any torch optimiser
         lr:float=0.02, # Loo et al. 2024
@@ -29,8 +34,10 @@ class LazyAdam(torch.optim.Optimizer):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps))
 
     @torch.no_grad()
-    def step(self, closure=None): # the closure's value, or None
-        "One step"
+    def step(self, # type: ignore[override] # torch writes the same as two overloads
+        closure:Callable|None=None # evaluates the loss and its gradients anew
+    )->float|None: # what the closure returns
+        "Move every parameter against its gradient, once"
         value = None
         if closure is not None:
             with torch.enable_grad(): value = closure()
@@ -56,12 +63,12 @@ def inherit_state(
     old:torch.optim.Optimizer, # before the split
     new:torch.optim.Optimizer, # freshly made for the new tensors, in the same order
     parents:Tensor # (k',) the parent row of each new row
-):
+)->None:
     "Copy optimiser state from parents to children, row by row; numbers (step counts) are copied, anything else drops the parameter's state"
     pairs = zip(*([p for group in opt.param_groups for p in group['params']]
                   for opt in (old, new)))
     for p, q in pairs:
-        state = {}
+        state:dict = {}
         for key, value in old.state.get(p, {}).items():
             if torch.is_tensor(value) and value.shape == p.shape:
                 state[key] = value[parents.to(value.device)].clone()
@@ -81,7 +88,7 @@ def optimiser_state(
 def restore_optimiser(
     optimiser:torch.optim.Optimizer, # freshly made
     state:list # as from `optimiser_state`
-):
+)->None:
     "Put saved state back; tensors shaped like the parameter go to its device"
     params = [p for group in optimiser.param_groups for p in group['params']]
     for p, saved in zip(params, state, strict=True):
@@ -93,7 +100,7 @@ def restore_optimiser(
 def warm_restarts(
     period:int, # steps from one restart to the next
     warmup:int=50 # steps of linear warm-up after each restart
-): # step -> factor on the learning rate, in [0, 1]
+)->Callable: # step -> factor on the learning rate, in [0, 1]; ValueError unless the period is at least 1
     "Cosine decay with warm restarts (Loshchilov and Hutter 2017)"
     require(isinstance(period, int) and period >= 1, 'period', period,
             'a whole number of steps, at least 1', 'use the splitting period')
@@ -102,7 +109,7 @@ def warm_restarts(
         return min(1, (t + 1)/max(warmup, 1))*0.5*(1 + math.cos(math.pi*t/period))
     return factor
 
-def geometric(start:float, end:float, steps:int): # step -> value
+def geometric(start:float, end:float, steps:int)->Callable: # step -> value
     "From `start` at step 0 to `end` at step `steps`, by equal factors"
     return lambda step: start*(end/start)**min(step/max(steps, 1), 1)
 

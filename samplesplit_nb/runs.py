@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,17 +23,20 @@ from .checks import pick_device, require
 from .data import SOURCES, ImageData, load_data, load_images
 from .metrics import L2, SSIM, Score, baselines, recovered, summarize, top_samples
 from .networks import MLP
-from .objectives import KKTObjective, MulticlassKKTObjective, NTKObjective, preset
+from .objectives import KKTObjective, MulticlassKKTObjective, NTKObjective, ReconstructionObjective, preset
 from .optimisers import LazyAdam, adam, geometric, loo_sharpness, warm_restarts
-from .splitting import (
-    Control, Every, Reconstruction, ReconstructionError, SplitRule, Stop, reconstruct)
+from samplesplit_nb.splitting import (
+    Control, Every, History, Reconstruction, ReconstructionError, Split, SplitRule, Stop,
+    reconstruct)
 from .storage import (
     Checkpoint, digest, load_json, load_state, save_arrays, save_json, save_state)
 from .training import train_gd, train_kkt, train_ntk
 
 # %% ../nbs/support/runs.ipynb #807e5528
+# by name: from parameter groups to a torch optimiser
 OPTIMIZERS = {'adam': adam, 'torch-adam': torch.optim.Adam, 'lazy-adam': LazyAdam,
               'sgd': partial(torch.optim.SGD, momentum=.9)}
+# what the settings of an `Experiment` that are words can be
 CHOICES = dict(method=('ntk', 'kkt', 'multiclass'), training=('exact', 'margin', 'descent'),
                optimizer=tuple(OPTIMIZERS), tangent=('init', 'final', 'both'),
                box=('pixels', 'unit', 'none'), dtype=('float32', 'float64'))
@@ -125,6 +129,7 @@ def _check_together(e):
             "two positive numbers or 'loo'", 'for example (50., 200.)')
 
 # %% ../nbs/support/runs.ipynb #928d62aa
+# the settings that decide what network is trained
 TRAINING = ('data', 'n', 'data_seed', 'method', 'width', 'training', 'training_steps',
             'training_lr', 'seed')
 
@@ -134,17 +139,18 @@ def config(e:Experiment)->dict:
 
 def fingerprint(
     e:Experiment,
-    names:tuple=None # of the settings that count; None: all but the device
+    names:tuple|None=None # of the settings that count; None: all but the device
 )->str: # 16 hexadecimal digits
     "A checksum of settings"
     own = config(e)
-    names = [f.name for f in fields(e) if f.name != 'device'] if names is None else names
-    return sha256(json.dumps({name: own[name] for name in names}).encode()).hexdigest()[:16]
+    count = [f.name for f in fields(e) if f.name != 'device'] if names is None else names
+    return sha256(json.dumps({name: own[name] for name in count}).encode()).hexdigest()[:16]
 
 # %% ../nbs/support/runs.ipynb #8003ea4a
 _OURS_KKT = dict(training='margin', training_steps=500, steps=800, optimizer='torch-adam', warmup=1,
                  start_scale=.1, lam_min=0., box_weight=1.)
-OURS = {'ntk': dict(method='ntk'),
+# our settings for each attack, beside the defaults of `Experiment`
+OURS:dict[str, dict] = {'ntk': dict(method='ntk'),
         'kkt': dict(method='kkt', sharpness=(30., 300.), **_OURS_KKT),
         # at the rate of 0.02 some seeds leave a sample on the wrong side
         'multiclass': dict(method='multiclass', sharpness=(10., 100.),
@@ -196,26 +202,27 @@ def _fit(e, data, device, checkpoint, progress):
     "`Trained` by the way that the experiment names"
     init, y = _init(e, data).to(device), _labels(e, data)
     if e.training == 'exact':
-        fit = train_ntk(init, data.X, y)
-        return Trained(fit.model, init, dict(error=fit.error, condition=fit.condition))
+        exact = train_ntk(init, data.X, y)
+        return Trained(exact.model, init, dict(error=exact.error, condition=exact.condition))
     more = dict(checkpoint=checkpoint, progress='train' if progress else False)
     if e.training == 'margin':
-        fit = train_kkt(init, data.X, y, seconds=1e9, max_steps=e.training_steps,
-                        lr=e.training_lr, **more)
-        return Trained(fit.model, init, dict(
-            loss=fit.loss, stationarity=fit.stationarity, clarke=fit.clarke, active=fit.active,
-            steps=fit.steps))
+        margin = train_kkt(init, data.X, y, seconds=1e9, max_steps=e.training_steps,
+                           lr=e.training_lr, **more)
+        return Trained(margin.model, init, dict(
+            loss=margin.loss, stationarity=margin.stationarity, clarke=margin.clarke,
+            active=margin.active, steps=margin.steps))
     loss = {'ntk': 'mse', 'kkt': 'logistic', 'multiclass': 'cross-entropy'}[e.method]
     fit = train_gd(init, data.X, y, loss=loss, lr=e.training_lr, steps=e.training_steps,
                    momentum=.9*(e.method == 'ntk'), stop_loss=1e-10 if e.method == 'ntk' else None,
                    **more)
-    return Trained(fit.model, init, dict(loss=fit.loss, stationarity=fit.stationarity, steps=fit.steps))
+    return Trained(fit.model, init, # type: ignore[arg-type] # an MLP like init
+                   dict(loss=fit.loss, stationarity=fit.stationarity, steps=fit.steps))
 
 def train(
     e:Experiment,
     data:ImageData,
     device:torch.device,
-    cache:Path=None, # folder; None: nothing is kept
+    cache:str|Path|None=None, # folder; None: nothing is kept
     progress:bool=False
 )->Trained:
     "The network that the experiment attacks, from the cache if it was trained before"
@@ -284,7 +291,7 @@ class Problem:
         "Name -> `Score`, the paper's choice first"
         return scores_for(self.data)
 
-    def objective(self, k:int): # a `ReconstructionObjective`
+    def objective(self, k:int)->ReconstructionObjective:
         "All that the attacker gets; for kkt and multiclass, labels evenly over the classes"
         return make_objective(self.experiment, self.trained.model, self.trained.init, k,
                               self.data.box)
@@ -300,16 +307,17 @@ def make_objective(
     init:torch.nn.Module, # theta_0, for ntk only
     k:int, # candidates
     pixels:tuple=(-1., 1.), # what box='pixels' means: (lower, upper)
-    shape:tuple=None, # of one input, for a network that is no MLP
-    chunk_size:int=None # candidates at a time; None: all
-): # `NTKObjective`, `KKTObjective` or `MulticlassKKTObjective`
+    shape:tuple|None=None, # of one input, for a network that is no MLP
+    chunk_size:int|None=None # candidates at a time; None: all
+)->NTKObjective|KKTObjective|MulticlassKKTObjective:
     "The attack's objective, with labels evenly over the classes"
     dtype = getattr(torch, e.dtype)
     model = copy.deepcopy(model).to(dtype)
     sharpness = 200. if e.sharpness == 'loo' else e.sharpness[1]
-    options = dict(sharpness=sharpness, shape=shape, chunk_size=chunk_size,
-                   box={'pixels': pixels, 'unit': (-1., 1.), 'none': None}[e.box],
-                   box_weight=.1 if e.box_weight is None and e.method == 'ntk' else e.box_weight)
+    options:dict[str, Any] = dict(
+        sharpness=sharpness, shape=shape, chunk_size=chunk_size,
+        box={'pixels': pixels, 'unit': (-1., 1.), 'none': None}[e.box],
+        box_weight=.1 if e.box_weight is None and e.method == 'ntk' else e.box_weight)
     if e.method == 'ntk':
         return NTKObjective(model, copy.deepcopy(init).to(dtype), tangent=e.tangent, **options)
     options |= dict(lam_min=e.lam_min, scale=1/k if e.share else 1.)
@@ -339,8 +347,8 @@ def draw_start(
 def reconstruct_options(
     e:Experiment,
     k:int, # candidates to start from
-    steps:int=None, # None: the experiment's
-    cycles:int=None # of the learning rate; None: the experiment's
+    steps:int|None=None, # None: the experiment's
+    cycles:int|None=None # of the learning rate; None: the experiment's
 )->dict: # keyword arguments of `reconstruct`
     "Optimiser, rates, schedules and seed; the same without and with splitting"
     steps = e.steps if steps is None else steps
@@ -352,15 +360,15 @@ def reconstruct_options(
         steps=steps, lr=e.lr, optimizer=OPTIMIZERS[e.optimizer], seed=e.seed,
         lr_multipliers=None if e.lr_multipliers is None else share*e.lr_multipliers,
         lr_factor=None if cycles == 0 else warm_restarts(period, e.warmup),
-        sharpness=loo_sharpness if e.sharpness == 'loo' else geometric(*e.sharpness, steps))
+        sharpness=loo_sharpness if e.sharpness == 'loo' else geometric(*e.sharpness, steps)) # type: ignore[call-arg] # two numbers
 
 # %% ../nbs/support/runs.ipynb #e9157753
 def prepare(
     e:Experiment,
-    cache:Path=None, # folder for trained networks; None: nothing is kept
+    cache:str|Path|None=None, # folder for trained networks; None: nothing is kept
     progress:bool=False
 )->Problem:
-    "Load the images and train, or find the network in the cache"
+    "Load the images and train, or find the network in the cache; ValueError where images and method do not go together"
     device, task = pick_device(e.device), 'multiclass' if e.method == 'multiclass' else 'binary'
     data = load_collection(e.data, e.n, e.data_seed, task)
     require(e.method == 'multiclass' or data.y.is_floating_point(), 'method', repr(e.method),
@@ -370,13 +378,21 @@ def prepare(
 # %% ../nbs/support/runs.ipynb #490feb11
 class Evaluations:
     "Scores per training sample every so many steps, and at the end; a callback of `reconstruct`"
-    def __init__(self, X:Tensor, score:Score, every:int, last:int, path:Path=None):
+    def __init__(self,
+        X:Tensor, # (n, d) training samples
+        score:Score,
+        every:int, # steps
+        last:int, # step, also scored
+        path:Path|None=None): # keeps the scores of a run that may be killed; None: nothing is kept
         self.X, self.score, self.every, self.last, self.path = X, score, every, last, path
         self.at = {} # step -> list of n scores
         if path is not None and Path(path).exists():
             self.at = {int(step): scores for step, scores in load_json(path).items()}
 
-    def __call__(self, step, loss, x, lam):
+    def __call__(self,
+        step:int, loss:float, x:Tensor, lam:Tensor # as `reconstruct` reports them, x (k, d) and lam (k,)
+    )->None:
+        "Score these candidates, if it is time to"
         if step % self.every and step != self.last: return
         self.at[step] = [round(v, 4) for v in self.score(self.X, x.to(self.X))[0].tolist()]
         if self.path is not None: save_json(self.path, {str(s): v for s, v in self.at.items()})
@@ -390,9 +406,9 @@ class Evaluations:
 @dataclass
 class Run:
     "One attack and how well it did"
-    name:str
-    k_start:int
-    steps:int
+    name:str # 'plain', 'split' or one of `CONTROLS`
+    k_start:int # candidates at the start
+    steps:int # gradient steps in all
     reconstruction:Reconstruction
     evaluations:tuple # (steps, [n scores at each]), of the problem's first score
     scores:dict # name -> (n,) at the end
@@ -402,11 +418,11 @@ class Run:
 def attack(
     problem:Problem,
     name:str, # of the run
-    rule:SplitRule=None, # None: plain
-    k:int=None, # candidates to start from; None: the experiment's
-    steps:int=None, # None: the experiment's
-    cycles:int=None, # of the learning rate; None: the experiment's
-    folder:Path=None, # where the run's state is kept, to resume it; None: nowhere
+    rule:SplitRule|None=None, # None: plain
+    k:int|None=None, # candidates to start from; None: the experiment's
+    steps:int|None=None, # None: the experiment's
+    cycles:int|None=None, # of the learning rate; None: the experiment's
+    folder:Path|None=None, # where the run's state is kept, to resume it; None: nowhere
     progress:bool=False # show a bar with loss, candidates and time left
 )->Run: # ReconstructionError if it diverges
     "Reconstruct from the weights alone; score against the truth on the way and at the end"
@@ -423,7 +439,7 @@ def attack(
         objective, *problem.start(objective, k), rule=rule, when=Every(e.period),
         stop=Stop(events=e.splits), report_every=each, callback=seen,
         progress=f'{name:>24}' if progress else False,
-        checkpoint=None if folder is None else Checkpoint(path('.safetensors'), every_seconds=30.),
+        checkpoint=None if folder is None else Checkpoint(Path(folder)/f'{slug}.safetensors', every_seconds=30.),
         **reconstruct_options(e, k, steps, cycles))
     x = found.x.to(problem.data.X)
     final = {name: score(problem.data.X, x) for name, score in problem.scores.items()}
@@ -433,6 +449,7 @@ def attack(
                next(iter(final.values()))[1], unseen)
 
 # %% ../nbs/support/runs.ipynb #94b07ed7
+# runs that tell what else might explain the gain, by name
 CONTROLS = ('random direction', 'random choice', 'random both', 'plain, final k at start',
             'plain, k = n', 'plain, k = 2n', 'plain, one lr cycle', 'plain, equal seconds')
 
@@ -466,8 +483,8 @@ def _significant(values): return [float(f'{v:.4g}') for v in values]
 def _rounded(values): return [round(v, 4) for v in values.tolist()]
 
 def thin(
-    history, # `splitting.History`
-    most:int=200,
+    history:History,
+    most:int=200, # reports
     timed:bool=False # also the seconds
 )->dict: # lists
     "Steps, objective and k at no more than about so many reports, the last one included"
@@ -478,7 +495,7 @@ def thin(
                k=[history.num_candidates[i] for i in keep])
     return out | dict(seconds=[round(history.seconds[i], 2) for i in keep]) if timed else out
 
-def split_row(s)->dict: # of a `splitting.Split`
+def split_row(s:Split)->dict:
     "One splitting event in plain numbers"
     return dict(step=s.step, k=s.num_candidates, split=len(s.chosen), eta=s.eta,
                 lambda_min=s.values.min().item(), predicted=s.predicted,
@@ -507,7 +524,8 @@ def environment(device:torch.device)->dict:
             else f'{platform.machine()} CPU, {threads} thread{"s"*(threads > 1)}')
     return dict(samplesplit_nb=__version__, python=platform.python_version(),
                 torch=torch.__version__, numpy=np.__version__,
-                scikit_image=skimage.__version__, device=name)
+                scikit_image=skimage.__version__, # type: ignore[attr-defined] # its types leave it out
+                device=name)
 
 @dataclass
 class Result:
@@ -519,10 +537,10 @@ class Result:
 def run(
     e:Experiment,
     names:tuple=('plain', 'split'), # of the runs, in order; controls come after these two
-    known:dict=None, # a record of the same experiment, to add to
-    cache:Path=None, # folder for networks and the state of runs under way; None: nothing is kept
+    known:dict|None=None, # a record of the same experiment, to add to
+    cache:str|Path|None=None, # folder for networks and the state of runs under way; None: nothing is kept
     progress:bool=False # progress bars
-)->Result:
+)->Result: # ValueError for unknown names, or controls before 'plain' and 'split'
     "Train, forget, and reconstruct: from the same start and with equal steps, without and with splitting; controls"
     problem, runs = prepare(e, cache, progress), {}
     done = dict((known or {}).get('runs', {}))
@@ -545,8 +563,8 @@ def shown_images(
 )->dict: # arrays for an .npz file
     "Training images and the candidates they are scored by, uint8, and which samples they are"
     data, (name, score) = problem.data, next(iter(problem.scores.items()))
-    scores = [_rounded(runs[which].scores[name]) for which in ('plain', 'split')] # as saved
-    samples = top_samples(*scores, score, 1e9 if score.better == 'lower' else -1e9, most)
+    plain, split = (_rounded(runs[which].scores[name]) for which in ('plain', 'split')) # as saved
+    samples = top_samples(plain, split, score, 1e9 if score.better == 'lower' else -1e9, most)
     pixels = lambda x: np.round(255*data.pixels(x)).astype(np.uint8)
     found = {which: pixels(runs[which].reconstruction.x.cpu()[runs[which].nearest.cpu()][samples])
              for which in ('plain', 'split')}
@@ -574,7 +592,7 @@ def load_or_run(
     names:tuple=('plain', 'split'), # of the runs
     images:bool=False, # also NAME.npz, see `shown_images`
     run_missing:bool=True, # False: MissingResult instead
-    cache:str|Path=None, # see `run`
+    cache:str|Path|None=None, # see `run`
     progress:bool=False
 )->dict: # the record
     "The record in the file; what is missing there is run and saved"
@@ -608,7 +626,7 @@ SCORES = {'L2': L2, 'SSIM': SSIM} # by name, for comparing saved numbers
 
 def rows(
     record:dict,
-    score:str=None # 'L2' or 'SSIM'; None: the paper's choice for these images
+    score:str|None=None # 'L2' or 'SSIM'; None: the paper's choice for these images
 )->list: # of dicts, one per run and baseline
     "The numbers of the table"
     score = score or score_name(record)
@@ -632,7 +650,7 @@ def rows(
 # %% ../nbs/support/runs.ipynb #d4d2f318
 def format_table(
     record:dict,
-    score:str=None # 'L2' or 'SSIM'; None: the paper's choice for these images
+    score:str|None=None # 'L2' or 'SSIM'; None: the paper's choice for these images
 )->str:
     "The rows as a plain-text table"
     score, n = score or score_name(record), record['config']['n']

@@ -9,6 +9,7 @@ __all__ = ['splitting_product', 'splitting_matrix', 'RitzPairs', 'lanczos_min', 
 
 # %% ../nbs/02_splitting.ipynb #71aa0880
 import bisect, math, time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -25,8 +26,8 @@ def splitting_product(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d) candidates
     lam:Tensor, # (k,) multipliers; (k, outputs) where the objective has several
-    residual:list=None # r, if already known, or to be held at another value
-): # a function from v (k, d) to (k, d): row i is S(x_i) v_i
+    residual:list|None=None # r, if already known, or to be held at another value
+)->Callable: # from v (k, d) to (k, d): row i is S(x_i) v_i; ValueError for bad shapes or numbers
     "Products with the splitting matrices of all candidates at once, without forming them (paper, section 5.2); the residual is frozen"
     objective.check(x, lam)
     with torch.no_grad():
@@ -48,7 +49,7 @@ def splitting_matrix(
     x:Tensor, # (k, d)
     lam:Tensor, # (k,)
     i:int # which candidate, 0 <= i < k
-)->Tensor: # (d, d), symmetric
+)->Tensor: # (d, d), symmetric; ValueError for bad shapes or another i
     "S(x_i) as a dense matrix, for small d: d products with unit vectors"
     require(0 <= i < len(x), 'i', i, f'between 0 and {len(x)-1}',
             'count candidates from 0')
@@ -79,7 +80,7 @@ def lanczos_min(
     matvec, # from (k, d) to (k, d): row i is A_i v_i, each A_i symmetric
     start:Tensor, # (k, d) start vectors, no row zero
     num_matvecs:int, # order of the Krylov space, 1 <= num_matvecs <= d
-    tol:float=None # stop once every residual is below tol |A_i|; None: never before num_matvecs
+    tol:float|None=None # stop once every residual is below tol |A_i|; None: never before num_matvecs
 )->RitzPairs: # ValueError for an impossible num_matvecs
     "The smallest Ritz pair of k symmetric matrices at once, with full re-orthogonalisation done twice (Lanczos 1950)"
     k, d = start.shape
@@ -107,7 +108,7 @@ def lanczos_min(
         if tol is not None or j + 1 == num_matvecs:
             values, weights, residuals = _smallest_ritz(alphas[:j+1], betas[:j+1],
                                                         used[:j+1], scale)
-            if j + 1 == num_matvecs or bool((residuals <= tol*scale).all()): break
+            if tol is None or bool((residuals <= tol*scale).all()): break
     return RitzPairs(values, torch.einsum('jkd,kj->kd', basis[:j+1], weights), residuals)
 
 # %% ../nbs/02_splitting.ipynb #790a44f6
@@ -120,10 +121,10 @@ def min_curvature(
     x:Tensor, # (k, d) candidates
     lam:Tensor, # (k,) or (k, outputs) multipliers
     num_matvecs:int=20, # Lanczos products per candidate (paper, appendix C.1); at most d are used
-    generator:torch.Generator=None, # of the start vectors, on the CPU; None: seed 0
-    tol:float=None, # stop early, see `lanczos_min`
-    chunk_size:int=None, # candidates at a time, where memory is short; None: all
-    residual:list=None # r, if already known
+    generator:torch.Generator|None=None, # of the start vectors, on the CPU; None: seed 0
+    tol:float|None=None, # stop early, see `lanczos_min`
+    chunk_size:int|None=None, # candidates at a time, where memory is short; None: all
+    residual:list|None=None # r, if already known
 )->RitzPairs: # values: lambda_min(S(x_i)), in loss per squared pixel unit
     "The lowest eigenpair of every splitting matrix by batched Lanczos, and how exact it is; ValueError for bad shapes or numbers"
     objective.check(x, lam)
@@ -183,7 +184,7 @@ def _whole(value, least): return (isinstance(value, int) and not isinstance(valu
 
 @dataclass(frozen=True)
 class Control:
-    "Splits made by other means than curvature, to find out what curvature is worth"
+    "Splits made by other means than curvature, to find out what curvature is worth; ValueError for other words"
     direction:str='curvature' # 'curvature' (v_min) or 'random'
     selection:str='curvature' # 'curvature' (most negative first) or 'random'
     counts:tuple|None=None # exact number of candidates to split at each event; None: as the rule says
@@ -291,10 +292,10 @@ def split_samples(
     x:Tensor, # (k, d)
     lam:Tensor, # (k,) or (k, outputs)
     rule:SplitRule,
-    generator:torch.Generator=None, # CPU; None: seed 0
+    generator:torch.Generator|None=None, # CPU; None: seed 0
     step:int=0, # for the record
     event:int=0, # number of splitting events before this one
-    most:int=None # split at most this many, whatever the rule says; None: no limit
+    most:int|None=None # split at most this many, whatever the rule says; None: no limit
 )->tuple: # (x, lam, Split)
     "One splitting event of Algorithm 1; ValueError for bad shapes or non-finite numbers"
     generator = torch.Generator().manual_seed(0) if generator is None else generator
@@ -328,7 +329,7 @@ def _sentence(k, below, tried, split, eta):
 # %% ../nbs/02_splitting.ipynb #ae676441
 @dataclass(frozen=True)
 class Every:
-    "Split every so many gradient steps (paper, section 6.1 and appendix C.1)"
+    "Split every so many gradient steps (paper, section 6.1 and appendix C.1); ValueError unless at least 1"
     steps:int=20_000 # paper, C.1: 20,000 to 40,000
     at_reports, means_converged = False, False # class attributes: asked at every step; says nothing about Phase I
     def __post_init__(self):
@@ -341,7 +342,7 @@ class Every:
 # %% ../nbs/02_splitting.ipynb #9cdd1263
 @dataclass(frozen=True)
 class SmallGradient:
-    "Split once |grad_x| <= eps, as Algorithm 1 is written; looked at in every report"
+    "Split once |grad_x| <= eps, as Algorithm 1 is written; looked at in every report; ValueError unless eps is positive and finite"
     eps:float # in loss per pixel unit, penalties included
     at_reports, means_converged = True, True # class attributes
     def __post_init__(self):
@@ -354,7 +355,7 @@ class SmallGradient:
 # %% ../nbs/02_splitting.ipynb #9b04d3c8
 @dataclass(frozen=True)
 class Plateau:
-    "Split once the objective has fallen by less than a share of itself in so many steps; looked at in every report"
+    "Split once the objective has fallen by less than a share of itself in so many steps; looked at in every report; ValueError for impossible values"
     steps:int=1000 # to look back, and to wait after each event
     drop:float=0.01 # least relative fall that counts as progress
     at_reports, means_converged = True, True # class attributes
@@ -371,7 +372,7 @@ class Plateau:
 # %% ../nbs/02_splitting.ipynb #3e4327c1
 @dataclass(frozen=True)
 class Stop:
-    "What ends the splitting, or the run, before the last step; None: no limit"
+    "What ends the splitting, or the run, before the last step; None: no limit; ValueError for impossible values"
     eps_H:float|None=None # end the run at an event with every lambda_min(S(x_i)) > -eps_H (Algorithm 1)
     events:int|None=None # splitting events
     candidates:int|None=None # k never exceeds it
@@ -408,7 +409,9 @@ class Reconstruction:
 
 class ReconstructionError(RuntimeError):
     "The loss or the candidates stopped being finite; `last` is the `Reconstruction` at the last report before that"
-    def __init__(self, message, last):
+    def __init__(self,
+        message:str, # what happened, and the remedy
+        last:Reconstruction): # finite
         super().__init__(message)
         self.last = last
 
@@ -459,7 +462,7 @@ def tidy_samples(
     lam:Tensor, # (k,) or (k, outputs)
     rule:Tidy
 )->tuple: # (x (k', d), lam, parents (k',)): the row that each remaining candidate was
-    "Merge and prune one group at a time, undoing whatever would lift L, the penalty aside, above its bound"
+    "Merge and prune one group at a time, undoing whatever would lift L, the penalty aside, above its bound; ValueError for bad shapes or numbers"
     objective.check(x, lam)
     eps = torch.finfo(x.dtype).eps*sum(t.square().sum() for t in objective.target)
     bound = objective.loss(x, lam)*(1 + rule.tolerance) + eps
@@ -620,7 +623,7 @@ def _state(run, result=None):
 
 def _restore(run, state):
     "The inverse of `_state`"
-    here = lambda v: v.to(run.phase1.x.device) if torch.is_tensor(v) else v
+    def here(v): return v.to(run.phase1.x.device) if torch.is_tensor(v) else v
     run.step, run.seconds = state['step'], state['seconds']
     run.origins = here(state['origins'])
     run.phase1._set(here(state['x']), here(state['lam']))
@@ -725,19 +728,19 @@ def reconstruct(
     lam:Tensor, # (k,) or (k, outputs) start; ignored if eliminated
     *,
     steps:int, # gradient steps in all, splitting or not
-    rule:SplitRule=None, # None: plain gradient descent on a fixed number of candidates
+    rule:SplitRule|None=None, # None: plain gradient descent on a fixed number of candidates
     when:Every|SmallGradient|Plateau=Every(), # trigger of splitting events
     stop:Stop=Stop(), # what ends the splitting or the run before the last step
-    tidy:Tidy=None, # merge and prune before each event and at the end; None: never
+    tidy:Tidy|None=None, # merge and prune before each event and at the end; None: never
     lr:float=0.02, # learning rate of x (Loo et al. 2024)
-    lr_multipliers:float=None, # learning rate of lam (0: held fixed); None: lam eliminated in closed form (variable projection)
+    lr_multipliers:float|None=None, # learning rate of lam (0: held fixed); None: lam eliminated in closed form (variable projection)
     optimizer=adam, # from parameter groups to a torch optimiser
     lr_factor=None, # step -> factor on both learning rates; None: constant
     sharpness=None, # step -> sharpness of the softened ReLU; None: the objective's own
     seed:int=0, # of the Lanczos start vectors and random controls
     report_every:int=10, # steps between reports
     callback=None, # called at each report with (step, loss, x, lam); True stops the run
-    checkpoint:Checkpoint=None, # go on from this file if it exists, and save to it; None: nothing is saved
+    checkpoint:Checkpoint|None=None, # go on from this file if it exists, and save to it; None: nothing is saved
     progress:bool|str=False, # a tqdm bar; a string names it
     compiled:bool=False # capture the evaluation with torch.compile, if that works here
 )->Reconstruction: # ReconstructionError if the loss stops being finite; ValueError for bad input or a foreign checkpoint

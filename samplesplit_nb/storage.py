@@ -8,16 +8,18 @@ __all__ = ['SAFE_TORCH', 'atomic_path', 'save_json', 'load_json', 'save_arrays',
 
 # %% ../nbs/support/storage.ipynb #0685cd2c
 import hashlib, json, math, os, re, tempfile, time, warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 import numpy as np
 import torch
 from .checks import require
 
 # %% ../nbs/support/storage.ipynb #3185d652
 @contextmanager
-def atomic_path(path:str|Path):
+def atomic_path(path:str|Path)->Iterator[Path]:
     "A temporary path with the same suffix to write to; it becomes `path` when the block ends well, and vanishes otherwise"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,27 +40,37 @@ def _umask():
     return mask
 
 # %% ../nbs/support/storage.ipynb #33f7fbfe
-def save_json(path:str|Path, value)->None:
+def save_json(
+    path:str|Path,
+    value # dicts with string keys, lists, numbers, strings, None
+)->None:
     "Write a JSON file atomically; ValueError if a number is nan or inf"
     text = json.dumps(value, indent=1, allow_nan=False)
     text = re.sub(r'\[[^\[\]{}"]*\]', lambda m: ' '.join(m.group(0).split()), text)
     with atomic_path(path) as p: p.write_text(text + '\n', encoding='utf-8')
 
-def load_json(path:str|Path):
-    "Read a JSON file"
+def load_json(path:str|Path)->Any: # as `save_json` takes
+    "Read a JSON file; ValueError for another kind of file"
     return json.loads(Path(path).read_text(encoding='utf-8'))
 
-def save_arrays(path:str|Path, **arrays)->None:
+def save_arrays(
+    path:str|Path, # NAME.npz
+    **arrays # of any shapes
+)->None:
     "Write named numpy arrays (or CPU tensors) to a compressed .npz atomically"
-    with atomic_path(path) as p:
-        np.savez_compressed(p, **{k: np.asarray(v) for k, v in arrays.items()})
+    arrays = {k: np.asarray(v) for k, v in arrays.items()}
+    with atomic_path(path) as p: np.savez_compressed(p, **arrays)
 
 def load_arrays(path:str|Path)->dict:
     "Read an .npz file; nothing in it is ever unpickled"
     with np.load(path, allow_pickle=False) as f: return {k: f[k] for k in f.files}
 
 # %% ../nbs/support/storage.ipynb #097303fa
-def save_figure(path:str|Path, fig, dpi:int=150)->None:
+def save_figure(
+    path:str|Path, # the suffix says the format
+    fig, # of matplotlib
+    dpi:int=150 # dots per inch
+)->None:
     "Save a matplotlib figure as an image, atomically"
     with atomic_path(path) as p: fig.savefig(p, dpi=dpi, bbox_inches='tight')
 
@@ -86,13 +98,13 @@ def save_state(
 )->None: # ValueError for a number that is nan or inf (in a tensor they are fine), TypeError for anything else
     "Write a nest of tensors and plain values as one safetensors file, atomically"
     from safetensors.torch import save_file
-    tensors = {}
+    tensors:dict = {}
     text = json.dumps(_pack(tree, tensors), allow_nan=False)
     with atomic_path(path) as p: save_file(tensors, p, metadata={'tree': text})
 
 def load_state(
     path:str|Path
-): # the tree, its tensors on the CPU
+)->Any: # the tree, its tensors on the CPU
     "Read what `save_state` wrote; FileNotFoundError, or ValueError for another kind of file"
     from safetensors import SafetensorError, safe_open
     if not Path(path).is_file(): raise FileNotFoundError(f'{path} not found')
@@ -105,7 +117,7 @@ def load_state(
     else: why = 'no tree in its header'
     require(text is not None, 'path', f'<{path}: {why}>', 'a file written by save_state',
             'move it away, or name another file')
-    return _unpack(json.loads(text), tensors)
+    return _unpack(json.loads(str(text)), tensors)
 
 # %% ../nbs/support/storage.ipynb #5955e4c6
 @dataclass(frozen=True)
@@ -141,7 +153,7 @@ class Keeper:
         checkpoint:Checkpoint|None,
         identity): # () -> dict of plain values: what must agree for two runs to be the same
         self.at, self.saved = checkpoint, time.monotonic()
-        self.identity = None if checkpoint is None else identity()
+        self.identity = {} if checkpoint is None else identity()
 
     def due(self, step:int)->bool:
         "Is it time to save before this step?"
@@ -150,7 +162,9 @@ class Keeper:
                 or (self.at.every_seconds is not None
                     and time.monotonic() - self.saved >= self.at.every_seconds))
 
-    def save(self, state)->None: # state: () -> dict, as for `save_state`
+    def save(self,
+        state:Callable # () -> dict, as for `save_state`
+    )->None:
         "Replace the file"
         if self.at is None: return
         save_state(self.at.path, dict(identity=self.identity, **state()))
@@ -173,7 +187,7 @@ def progress_bar(
     progress:bool|str, # False for none; a string names it
     total:int, # steps
     name:str # where `progress` gives none
-): # a function of (step, loss, and what else is to be shown), or None
+)->Iterator[Callable|None]: # a function of (step, loss, and what else is to be shown), or None
     "A tqdm bar, closed when the block ends well; a failure leaves it for the command line to wipe away"
     if progress is False:
         yield None

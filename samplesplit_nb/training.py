@@ -235,7 +235,7 @@ def kkt_stationarity(
     c = jvp(out, (theta,), (theta,))[1]
     G = (_margin_gram_mlp if type(model) is MLP else _margin_gram)(model, X, y)
     require_finite('model', G, 'retrain with a smaller step')
-    square = sum(p.square().sum() for p in theta.values()).item()
+    square = sum(p.square().sum().item() for p in theta.values())
     require(square > 0, 'model', '<all weights 0>', 'a network with weights',
             'start from larger weights')
     return _best_multipliers(G, c, square)
@@ -293,7 +293,7 @@ def _check_relu(model):
 def pin_to_kinks(
     model:MLP, # a ReLU network; left as it is
     X:Tensor, # (n, d) training samples
-    y:Tensor=None, # (n,) classes: wrong classes that nearly tie for the largest output are made to; None: not
+    y:Tensor|None=None, # (n,) classes: wrong classes that nearly tie for the largest output are made to; None: not
     tol:float=3e-3 # largest change of a neuron's weights, relative to their norm; chosen in training.ipynb, "Which `tol`?"
 )->tuple: # (the network on its kinks, float64; |change| / |theta|); ValueError for bad input
     "Move neurons whose pre-activation is nearly 0 for some sample until it is 0 to rounding"
@@ -376,7 +376,7 @@ def clarke_stationarity(
     model:MLP, # a ReLU network, e.g. from `pin_to_kinks`; outputs (n, 1), or (n, classes)
     X:Tensor, # (n, d) training samples
     y:Tensor, # (n,) labels -1 / +1, or with several outputs classes 0, 1, ...
-    tol:float=None, # |z| up to tol |W_j, b_j| |h_i, 1| is on the kink; None: rounding, 32 eps of the model's dtype
+    tol:float|None=None, # |z| up to tol |W_j, b_j| |h_i, 1| is on the kink; None: rounding, 32 eps of the model's dtype
     max_iter:int=200 # of L-BFGS-B
 )->tuple: # (|theta - sum_i lam_i g_i| / |theta|, lam (n,) float64, slopes [(n, width)]); ValueError for bad input
     "How far a network is from equation (4), at the best multipliers and slopes found: an upper bound on the distance"
@@ -395,7 +395,8 @@ def clarke_stationarity(
     require_finite('model', parts(slopes)[0], 'retrain with a smaller step')
     if any(k.any() for k in kinks):
         slopes = _best_slopes(parts, square, slopes, kinks, max_iter)
-    r, lam = _best_multipliers(*parts(slopes), square)
+    G, c = parts(slopes)
+    r, lam = _best_multipliers(G, c, square)
     return r, lam.new_zeros(len(X)).index_add(0, who, lam), slopes
 
 # %% ../nbs/support/training.ipynb #fe1280d9
@@ -411,7 +412,7 @@ class KKTTraining:
     pinned:MLP # the network moved onto its kinks; `model` itself where that does not help
     clarke:float # the same residual of `pinned` with slopes between 0 and 1 on its kinks: equation (4)
     moved:float # |theta of pinned - theta| / |theta|
-    steps:int
+    steps:int # of training
     seconds:float # of training, without the certificate in `clarke`
 
 # %% ../nbs/support/training.ipynb #bad8575e
@@ -500,11 +501,11 @@ def train_kkt(
     X:Tensor, # (n, d) training samples
     y:Tensor, # (n,) labels -1 / +1, or with several outputs classes 0, 1, ...
     seconds:float=60., # at most, those before a kill included; a run that max_steps ends can be repeated exactly
-    max_steps:int=8000,
+    max_steps:int=8000, # at most
     lr:float=0.02, # eta at first, falling to 0 along a line
     b:float=2., # final inverse temperature, relative to the smallest margin
     b_start:float=5., # the same at first, then geometric in between; b is reached half-way
-    checkpoint:Checkpoint=None, # go on from this file if it exists, and save to it; None: nothing is saved
+    checkpoint:Checkpoint|None=None, # go on from this file if it exists, and save to it; None: nothing is saved
     progress:bool|str=False # a tqdm bar; a string names it
 )->KKTTraining: # ValueError for bad input, a foreign checkpoint, or if some sample stays on the wrong side
     "Train a homogeneous network to a KKT point (equation 3) by normalised descent, and keep the best certificate"
@@ -554,9 +555,9 @@ def _scaled(best, X, y, steps, seconds):
     for p, q in zip(model.parameters(), exact.parameters()): p.copy_(q*factor)
     m = m/m.min()
     lam = lam*factor**(2 - depth)  # theta grows by factor, grad m by factor^(depth - 1)
+    pinned, clarke, moved = _on_kinks(model, X, y, r)
     return KKTTraining(model, torch.logsumexp(-m, 0).item(), m, lam, r,
-                       int((lam > 1e-6*lam.max()).sum()), *_on_kinks(model, X, y, r),
-                       steps, seconds)
+                       int((lam > 1e-6*lam.max()).sum()), pinned, clarke, moved, steps, seconds)
 
 def _on_kinks(model, X, y, stationarity):
     "The network on its kinks, its residual in equation (4), and how far it moved: the best of three tolerances"
@@ -602,12 +603,12 @@ def train_gd(
     X:Tensor, # (n, d) training samples
     y:Tensor, # (n,) labels: -1 / +1 for 'logistic', classes for 'cross-entropy', numbers for 'mse'
     loss:str='logistic', # 'logistic', 'cross-entropy' or 'mse'
-    lr:float=0.01,
+    lr:float=0.01, # of the weights
     steps:int=1000, # at most
     weight_decay:float=0., # gamma in + gamma/2 |theta|^2
-    momentum:float=0.,
+    momentum:float=0., # in [0, 1)
     stop_loss:float|None=None, # stop once the loss is below; None: never
-    checkpoint:Checkpoint=None, # go on from this file if it exists, and save to it; None: nothing is saved
+    checkpoint:Checkpoint|None=None, # go on from this file if it exists, and save to it; None: nothing is saved
     progress:bool|str=False # a tqdm bar; a string names it
 )->GDTraining: # ValueError for bad input, a foreign checkpoint, or when the loss runs away
     "Full-batch gradient descent, as published (Haim et al. 2022, Buzaglo et al. 2024, Loo et al. 2024)"

@@ -1,0 +1,172 @@
+"""What a user of the package meets: the names at its top, its documentation, its types.
+
+The rules of documentation, checked on the exported source. Public is what stands in a module's `__all__`, and of a public class the
+methods and properties without underscore, its fields, `__init__` and `__call__`.
+
+1. Whatever can be called has a docstring that says more than its name, and annotates what it returns (but `__init__`).
+2. A parameter or field is explained by the comment on its line (its docment), by the docstring or the comment of what is returned naming
+   it, by its type where that is a class of this package, or by the table "Names that mean the same everywhere" of nbs/api.ipynb.
+3. Parameters are annotated, unless their docment or that table says what they are (functions, "anything torch takes").
+4. A tensor or array that goes in or comes out has a shape, such as `(k, d)`, in one of these places.
+5. A function that raises, itself or by the private helpers of its module, names the exception (but NotImplementedError, which marks
+   what a subclass must define).
+6. A constant has a comment in the source, above it or on its line.
+7. A method that a base class of the same module documents need not say it again.
+"""
+import ast, io, json, re, subprocess, sys, tokenize
+from functools import cache
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = ('identifiability', 'objectives', 'splitting', 'convergence', 'experiments', 'checks', 'networks', 'training', 'data',
+           'metrics', 'optimisers', 'storage', 'runs', 'figures', 'cli')  # the order of CONTRIBUTING.md
+SHAPE = re.compile(r"\((?:\w[\w' /*+-]*|\.),(?: ?[\w*.][\w' /*+.-]*,?)*(?:\[, ?\w+\])?\)|(?i:\b(?:scalar|same shape|any shapes?|shape of|shaped like|a number|plain numbers)\b)")
+FUNCTIONS = ast.FunctionDef, ast.AsyncFunctionDef
+notebook = lambda: json.loads((ROOT/'nbs/api.ipynb').read_text(encoding='utf-8'))['cells']
+
+
+@cache
+def names_everywhere():
+    "Name -> meaning, from the table on the API page"
+    text = next(''.join(c['source']) for c in notebook() if 'Names that mean the same everywhere' in ''.join(c['source']))
+    rows = re.findall(r'^\| (`.+?`) \| (.+) \|$', text, re.M)
+    return {name: meaning for names, meaning in rows for name in re.findall(r'`(\w+)`', names)}
+
+
+class Source:
+    "One exported module, read and not imported"
+    def __init__(self, text):
+        self.tree = ast.parse(text)
+        self.comments, self.colons, depth = {}, [], 0
+        for t in tokenize.generate_tokens(io.StringIO(text).readline):
+            if t.type == tokenize.COMMENT: self.comments[t.start[0]] = t.string.lstrip('# ')
+            if t.type == tokenize.OP:
+                depth += (t.string in '([{') - (t.string in ')]}')
+                if t.string == ':' and depth == 0: self.colons.append(t.start)
+        self.top = {n.name: n for n in self.tree.body if isinstance(n, (*FUNCTIONS, ast.ClassDef))}
+        self.constants = {t.id: n for n in self.tree.body if isinstance(n, (ast.Assign, ast.AnnAssign))
+                          for t in (n.targets if isinstance(n, ast.Assign) else [n.target]) if isinstance(t, ast.Name)}
+        self.public = ast.literal_eval(self.constants['__all__'].value)
+
+    def signature_end(self, f):
+        "The line of the colon that ends the signature"
+        return min(line for line, column in self.colons if (line, column) > (f.lineno, f.col_offset))
+
+    def returns(self, f): return self.comments.get(self.signature_end(f), '')
+
+    def parameters(self, f):
+        "[(name, annotation or None, docment)], without self"
+        end, a = self.signature_end(f), f.args
+        every = [*a.posonlyargs, *a.args, *filter(None, [a.vararg]), *a.kwonlyargs, *filter(None, [a.kwarg])]
+        alone = lambda line: line != end or (end > f.lineno and f.name == '__init__')
+        return [(p.arg, p.annotation, self.comments.get(p.end_lineno, '') if alone(p.end_lineno) else '')
+                for p in every if p.arg not in ('self', 'cls')]
+
+    def raised(self, f, seen=()):
+        "Names of the exceptions that a function raises, itself or by private helpers"
+        found, stack = set(), list(f.body)
+        while stack:
+            node = stack.pop()
+            if isinstance(node, (*FUNCTIONS, ast.Lambda)): continue
+            if isinstance(node, ast.Try) and node.handlers:  # what it catches is its own affair
+                stack += node.orelse + node.finalbody + [n for h in node.handlers for n in h.body]
+                continue
+            if isinstance(node, ast.Raise) and node.exc is not None:
+                name = ast.unparse(getattr(node.exc, 'func', node.exc))
+                if name[0].isupper() and name != 'NotImplementedError': found.add(name)
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                if name.split('.')[-1] in ('require', '_require', 'require_finite', 'require_candidates', 'check'): found.add('ValueError')
+                elif name.startswith('_') and name in self.top and name not in seen:
+                    helper = self.top[name]
+                    if isinstance(helper, ast.ClassDef): helper = next((m for m in helper.body if getattr(m, 'name', '') == '__init__'), None)
+                    if helper is not None: found |= self.raised(helper, (*seen, name))
+            stack += ast.iter_child_nodes(node)
+        return found
+
+
+words = lambda text: re.findall(r'[a-z]+', re.sub(r'([a-z])([A-Z])', r'\1 \2', text).lower())
+holds_tensors = lambda annotation: annotation is not None and re.search(r'\b(Tensor|ndarray)\b', ast.unparse(annotation))
+
+
+def says_more(name, doc):
+    "More than the name's own words?"
+    new = [w for w in words(doc or '') if len(w) > 2 and w not in words(name) and w not in ('the', 'and', 'for', 'its', 'this', 'that', 'with')]
+    return len(new) >= 2
+
+
+def gaps_of_function(source, f, where, classes, extra=''):
+    "What rules 1 to 5 miss in a function; `extra`: what else explains it, for a method of a class"
+    doc, returned = ast.get_docstring(f) or '', source.returns(f)
+    about, gaps = f'{doc} {returned} {extra}', []
+    if f.name != '__init__':
+        if not says_more(f.name, doc): gaps.append(f'{where}: docstring {doc!r}')
+        if f.returns is None: gaps.append(f'{where}: returns what?')
+        elif holds_tensors(f.returns) and not SHAPE.search(f'{returned} {doc}'): gaps.append(f'{where}: shape of what is returned')
+    for name, annotation, docment in source.parameters(f):
+        told = docment or names_everywhere().get(name, '')
+        of_ours = annotation is not None and set(re.findall(r'\w+', ast.unparse(annotation))) & classes
+        if not (told or of_ours or re.search(rf'\b{name}\b', about)): gaps.append(f'{where}: parameter {name}')
+        if annotation is None and not told: gaps.append(f'{where}: type of {name}')
+        if holds_tensors(annotation) and not SHAPE.search(f'{told} {about}'): gaps.append(f'{where}: shape of {name}')
+    everything = ' '.join([about, *(docment for *_, docment in source.parameters(f))])
+    gaps += [f'{where}: raises {error}' for error in sorted(source.raised(f)) if error not in everything]
+    return gaps
+
+
+def bases(source, c):
+    "The classes of this module that a class is made from"
+    own = [source.top[b.id] for b in c.bases if isinstance(b, ast.Name) and b.id in source.top]
+    return own + [further for b in own for further in bases(source, b)]
+
+
+def gaps_of_class(source, c, where, classes):
+    "What the rules miss in a class: its docstring, fields, methods"
+    doc = ast.get_docstring(c) or ''
+    fields = [n for n in c.body if isinstance(n, ast.AnnAssign)]
+    comments = ' '.join(source.comments.get(n.end_lineno, '') for n in fields)
+    gaps = [] if says_more(c.name, doc) else [f'{where}: docstring {doc!r}']
+    for n in fields:
+        told = source.comments.get(n.end_lineno, '') or names_everywhere().get(n.target.id, '')
+        of_ours = set(re.findall(r'\w+', ast.unparse(n.annotation))) & classes
+        if not (told or of_ours): gaps.append(f'{where}.{n.target.id}: field')
+        if holds_tensors(n.annotation) and not SHAPE.search(told): gaps.append(f'{where}.{n.target.id}: shape')
+    inherited = {f.name for base in bases(source, c) for f in base.body if isinstance(f, FUNCTIONS) and f.name != '__init__' and ast.get_docstring(f)}
+    for f in c.body:
+        if isinstance(f, FUNCTIONS) and f.name in inherited and not ast.get_docstring(f):
+            if f.returns is None: gaps.append(f'{where}.{f.name}: returns what?')
+            continue
+        if not isinstance(f, FUNCTIONS) or f.name.startswith('_') and f.name not in ('__init__', '__post_init__', '__call__'): continue
+        if f.name == '__post_init__':
+            gaps += [f'{where}: raises {error}' for error in sorted(source.raised(f)) if error not in f'{doc} {comments}']
+        else: gaps += gaps_of_function(source, f, f'{where}.{f.name}', classes, f'{doc} {comments}' if f.name == '__init__' else '')
+    return gaps
+
+
+def gaps_of(text, classes=frozenset()):
+    "All that the rules miss in the source of a module"
+    source, gaps = Source(text), []
+    for name in source.public:
+        if name in source.constants:
+            n = source.constants[name]
+            if not (source.comments.get(n.lineno) or source.comments.get(n.lineno - 1, '').strip('% ').count(' ') > 2
+                    and not source.comments[n.lineno - 1].startswith('%%')): gaps.append(f'{name}: a constant without comment')
+        elif isinstance(source.top[name], ast.ClassDef): gaps += gaps_of_class(source, source.top[name], name, classes)
+        else: gaps += gaps_of_function(source, source.top[name], name, classes)
+    return gaps
+
+
+text_of = lambda module: (ROOT/f'samplesplit_nb/{module}.py').read_text(encoding='utf-8')
+
+@cache
+def our_classes():
+    "Public classes of the package"
+    sources = map(Source, map(text_of, MODULES))
+    return frozenset(name for s in sources for name in s.public if isinstance(s.top.get(name), ast.ClassDef))
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_public_names_are_documented(module):
+    gaps = gaps_of(text_of(module), our_classes())
+    assert not gaps, '\n'.join(gaps)

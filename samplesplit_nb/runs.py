@@ -373,8 +373,8 @@ class Evaluations:
     def __init__(self, X:Tensor, score:Score, every:int, last:int, path:Path=None):
         self.X, self.score, self.every, self.last, self.path = X, score, every, last, path
         self.at = {} # step -> list of n scores
-        # about a dozen of these steps: more would fill the memory at the paper's size
-        self.keep, self.nearest = every*max(-(-last//(12*every)), 1), {}
+        # about ten of these steps: more would fill the memory at the paper's size
+        self.keep, self.nearest = every*max(-(-last//(8*every)), 1), {}
         if path is not None and Path(path).exists():
             self.at = {int(step): scores for step, scores in load_json(path).items()}
 
@@ -403,7 +403,7 @@ class Run:
     scores:dict # name -> (n,) at the end
     nearest:Tensor # (n,) the candidate that each training sample is scored by
     unseen:dict # name -> scores of images that were not trained on; empty where there are none
-    snapshots:dict # step -> (n, d) the candidate nearest to each sample, at about a dozen steps; since the last resume only
+    snapshots:dict # step -> (n, d) the candidate nearest to each sample, at about ten steps; since the last resume only
 
 def attack(
     problem:Problem,

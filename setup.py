@@ -27,5 +27,6 @@ setup(
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],
     },
+    package_data={cfg["lib_path"]: ["py.typed"]},  # type checkers of users read our annotations
     zip_safe=False,
 )

@@ -11,13 +11,14 @@ WIDTHS = 390, 1400            # a telephone, a laptop
 KINDS = 'console', 'request', 'tex', 'link', 'image', 'alt', 'wide', 'small'
 REMOTE = 'colab.research.google.com', 'img.shields.io'  # badges; a page may ask nothing else of other hosts
 BADGE = '<svg xmlns="http://www.w3.org/2000/svg" width="117" height="20"><rect width="117" height="20" fill="gray"/></svg>'
-STRIP = 8000                  # pixels; Chromium draws no picture taller than 16384
+STRIP = 16000                 # pixels; Chromium draws no picture taller than 16384
 
 LOOK = r"""async () => {
   const found = [], add = (kind, what) => found.push([kind, what.trim().replace(/\s+/g, ' ').slice(0, 120)])
   for (const i of document.images) {
-    i.loading = 'eager'; try { await i.decode() } catch { add('image', i.src || i.outerHTML) }
-    if (!i.alt.trim()) add('alt', i.src)
+    const name = i.src.startsWith('data:') ? 'a picture in #' + i.closest('[id]')?.id : i.src
+    i.loading = 'eager'; try { await i.decode() } catch { add('image', name) }
+    if (!i.alt.trim()) add('alt', name)
   }
   await document.fonts.ready
   for (const e of document.querySelectorAll('.katex-error')) add('tex', e.title || e.textContent)
@@ -56,6 +57,7 @@ def serve(folder):
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_): pass
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=folder)) as server:
+        server.handle_error = lambda *_: None  # a page closed before its last picture came
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try: yield f'http://127.0.0.1:{server.server_port}/'
         finally: server.shutdown()
@@ -69,9 +71,9 @@ def browser():
         finally: b.close()
 
 @contextmanager
-def tab(b, base, width, found):
+def tab(b, base, found):
     "A page of the browser that reaches only `base`; appends what goes wrong while it loads to `found`, as (kind, what)"
-    page = b.new_page(viewport=dict(width=width, height=900), color_scheme='light')
+    page = b.new_page(viewport=dict(width=max(WIDTHS), height=900), color_scheme='light')
     def route(r):
         host = urllib.parse.urlsplit(r.request.url).hostname
         if r.request.url.startswith((base, 'data:')): r.continue_()
@@ -92,47 +94,47 @@ def shoot(page, height, stem):
         page.screenshot(path=f'{stem}_{i}.jpg', type='jpeg', quality=60, full_page=True,
                         clip=dict(x=0, y=y, width=page.viewport_size['width'], height=min(STRIP, height - y)))
 
-def broken_links(pages, site):
-    "Links to files or anchors that the site lacks, as (page, target); `pages` maps addresses to `ids` and `links`"
-    for base, seen in pages.items():
+def broken_links(pages, base, folder):
+    "Links to files or anchors that the site in `folder`, served at `base`, lacks; `pages` maps addresses to `ids` and `links`"
+    for page, seen in pages.items():
         for link in dict.fromkeys(seen['links']):
             url, _, anchor = link.partition('#')
-            if not url.startswith(site): continue
-            target = url + 'index.html' if url.endswith('/') else url
-            name = urllib.parse.unquote(target[len(site):])
-            if target not in pages and not (Path(pages[base]['root'])/name).is_file(): yield base, link
-            elif anchor and target in pages and urllib.parse.unquote(anchor) not in pages[target]['ids']: yield base, link
+            if not url.startswith(base): continue
+            if url.endswith('/'): url += 'index.html'
+            if not (folder/urllib.parse.unquote(url[len(base):])).is_file(): yield page, link
+            elif anchor and url in pages and urllib.parse.unquote(anchor) not in pages[url]['ids']: yield page, link
 
-def visit(b, folder, shots=None, widths=WIDTHS):
+def visit(b, folder, shots=None):
     "Every page of the site in `folder`, at every width: {kind: [what was found, with its page]}"
     folder, out, pages = Path(folder), defaultdict(dict), {}   # dicts as ordered sets: most findings come at each width
     with serve(folder) as base:
         for f in sorted(folder.rglob('*.html')):
             name = f.relative_to(folder).as_posix()
-            for width in widths:
-                found = []
-                with tab(b, base, width, found) as page:
-                    page.goto(base + name)
+            found = []
+            with tab(b, base, found) as page:
+                page.goto(base + name)
+                for width in WIDTHS:
+                    page.set_viewport_size(dict(width=width, height=900))
                     seen = page.evaluate(LOOK)
+                    found += [(kind, f'{what} at {width} px' if kind in ('wide', 'small') else what) for kind, what in seen['found']]
                     if shots: shoot(page, seen['height'], Path(shots)/str(width)/name.removesuffix('.html'))
-                pages[base + name] = seen | dict(root=folder)
-                for kind, what in found + seen['found']:
-                    out[kind][f'{name}{f" at {width} px" if kind in ("wide", "small") else ""}: {what}'] = None
-        for page, link in broken_links(pages, base): out['link'][f'{page[len(base):]}: {link[len(base):]}'] = None
+            pages[base + name] = seen
+            for kind, what in found: out[kind][f'{name}: {what}'] = None
+        for page, link in broken_links(pages, base, folder): out['link'][f'{page[len(base):]}: {link[len(base):]}'] = None
     return {kind: list(found) for kind, found in out.items()}
 
-def search(b, folder, words):
-    "Pages that the site's search box offers for `words`, best first"
-    with serve(folder) as base, tab(b, base, max(WIDTHS), []) as page:
+def search(b, folder, words, patience=10):
+    "Pages that the site's search box offers for `words`, best first; waits `patience` seconds for the first"
+    with serve(folder) as base, tab(b, base, []) as page:
         page.goto(base)
         page.locator('input[type=search]').fill(words)
-        page.locator('a[class*=search-result]').first.wait_for(timeout=10_000)
+        page.locator('a[class*=search-result]').first.wait_for(timeout=1000*patience)
         return [h.removeprefix(base).partition('#')[0] for h in page.locator('a[class*=search-result]').evaluate_all('all => all.map(a => a.href)')]
 
 def themes(b, folder, name='index.html'):
     "Brightness, 0 to 255, of page and text before and after the theme is switched"
     pixel = """() => ['backgroundColor', 'color'].map(k => getComputedStyle(document.body)[k].match(/[\\d.]+/g).slice(0, 3).reduce((a, c) => a + c / 3, 0))"""
-    with serve(folder) as base, tab(b, base, max(WIDTHS), []) as page:
+    with serve(folder) as base, tab(b, base, []) as page:
         page.goto(base + name)
         before = page.evaluate(pixel)
         page.locator('.quarto-color-scheme-toggle').locator('visible=true').first.click()

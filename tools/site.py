@@ -15,7 +15,8 @@ def page_name(nb):
     "The notebook's path with nbdev's name for its page (its `output-file`): `support/00_Nets.ipynb` -> `support/nets.ipynb`"
     return str(_nbpath2html(PurePosixPath(nb)).with_suffix('.ipynb'))
 
-QUARTO_ONLY = ('respect-user-color-scheme', 'html-math-method', 'code-tools')  # smalldocs does the first two anyway
+QUARTO_ONLY = ('respect-user-color-scheme', 'html-math-method', 'code-tools', 'grid')  # smalldocs does the first two anyway
+FENCE, LINK = re.compile('```.*?```', re.S), re.compile(r'\[(`[^`]+`)\]\([^)]*\)')  # nbdev links symbols in code too, where it shows
 
 def main():
     cfg = get_config()
@@ -30,6 +31,8 @@ def main():
         nb = json.loads(p.read_text(encoding='utf-8'))
         if nb['cells'][0]['cell_type'] == 'raw':  # front matter; smalldocs knows no `output-file`
             nb['cells'][0]['source'] = re.sub(r'^output-file:.*\n', '', ''.join(nb['cells'][0]['source']), flags=re.M)
+        for data in (o['data'] for c in nb['cells'] for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})):
+            data['text/markdown'] = FENCE.sub(lambda m: LINK.sub(r'\1', m[0]), ''.join(data['text/markdown']))
         up = '../' * (len(p.relative_to(src).parts) - 1)
         s = json.dumps(nb).replace(base, up)      # nbdev's links to symbols, made relative
         s = re.sub(r'(?<=\]\()[^)\s:#"]*\.ipynb', lambda m: page_name(m[0]), s)

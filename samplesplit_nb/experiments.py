@@ -216,7 +216,7 @@ _multiclass = lambda scale, *args: _kkt(scale, 'multiclass', *args)
 _binary = lambda scale, *args: _kkt(scale, 'kkt', *args)
 
 # %% ../nbs/04_experiments.ipynb #57ceeb0c
-# of the paper's figures, by scale
+# seeds of the paper's figures, by scale
 SEEDS = dict(smoke=(0,), small=(0, 1, 2), paper=(0, 1, 2))
 
 def _figure_experiments(scale):

@@ -7,7 +7,7 @@ __all__ = ['OPTIMIZERS', 'CHOICES', 'TRAINING', 'OURS', 'CONTROLS', 'SCORES', 'E
            'Trained', 'train', 'load_collection', 'unseen_images', 'scores_for', 'Problem', 'make_objective',
            'draw_start', 'reconstruct_options', 'prepare', 'Evaluations', 'Run', 'attack', 'thin', 'split_row',
            'run_record', 'environment', 'Result', 'run', 'shown_images', 'MissingResult', 'load_or_run', 'score_name',
-           'rows', 'format_table']
+           'rows', 'format_table', 'draw_settings', 'random_search', 'best_by_loss']
 
 # %% ../nbs/support/runs.ipynb #ae6bdbb5
 import copy, json, platform
@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 from .checks import pick_device, require
 from .data import SOURCES, ImageData, load_data, load_images
-from .metrics import L2, SSIM, Score, baselines, summarize, top_samples
+from .metrics import L2, SSIM, Score, baselines, recovered, summarize, top_samples
 from .networks import MLP
 from .objectives import KKTObjective, MulticlassKKTObjective, NTKObjective, ReconstructionObjective, preset
 from .optimisers import LazyAdam, adam, geometric, loo_sharpness, warm_restarts
-from .splitting import (
-    Control, Every, History, Reconstruction, Split, SplitRule, Stop, reconstruct)
+from samplesplit_nb.splitting import (
+    Control, Every, History, Reconstruction, ReconstructionError, Split, SplitRule, Stop,
+    reconstruct)
 from .storage import (
     Checkpoint, digest, load_json, load_state, save_arrays, save_json, save_state)
 from .training import train_gd, train_kkt, train_ntk
@@ -669,3 +670,64 @@ def format_table(
                                   for i, (c, w) in enumerate(zip(line, widths))).rstrip()
     return '\n'.join([show(lines[0]), '  '.join('-'*w for w in widths)]
                      + [show(line) for line in lines[1:]])
+
+# %% ../nbs/support/runs.ipynb #21d497c8
+def draw_settings(
+    ranges:dict, # setting of `Experiment` -> (low, high), both positive
+    count:int,
+    seed:int=0
+)->list: # of `count` dicts
+    "Log-uniform draws; the first ones are the same for every count; ValueError for an empty range"
+    for name, (low, high) in ranges.items():
+        require(0 < low <= high, name, (low, high), '0 < low <= high', 'give a range')
+    rng = np.random.default_rng(seed)
+    draw = lambda low, high: float(f'{low*(high/low)**rng.random():.3g}')
+    return [{name: draw(*ends) for name, ends in ranges.items()} for _ in range(count)]
+
+def _applied(e, settings):
+    "The experiment with drawn settings; one number for `sharpness` means that it stays constant"
+    pair = {'sharpness': (settings['sharpness'],)*2} if 'sharpness' in settings else {}
+    return replace(e, **settings | pair)
+
+def _trial(problem, settings):
+    "A short plain run with these settings; what the attacker sees, and how good it was"
+    tried = replace(problem, experiment=_applied(problem.experiment, settings))
+    try: r = attack(tried, 'plain')
+    except ReconstructionError: return dict(settings=settings, loss=None, scores={}, recovered=0)
+    L2_scores = r.scores['L2']
+    return dict(settings=settings, loss=float(f'{r.reconstruction.history.loss[-1]:.4g}'),
+                scores={name: round(s.mean().item(), 4) for name, s in r.scores.items()},
+                recovered=int(recovered(problem.data.X, L2_scores).sum()))
+
+def random_search(
+    e:Experiment, # short; what is not searched over
+    ranges:dict, # see `draw_settings`; `sharpness` stays constant over a run
+    count:int=24, # draws
+    seed:int=0, # of the draws
+    first:tuple=(), # settings to try before them, such as published ones
+    path:str|Path=None, # JSON file: trials found there are not run again; None: nothing is kept
+    cache:str|Path=None, # see `run`
+    run_missing:bool=True # False: MissingResult instead
+)->list: # of dicts, one per trial: settings, loss (None: it diverged), mean scores, samples recovered
+    "Short plain runs on one network with randomly drawn settings; see `best_by_loss`"
+    kept = load_json(path) if path is not None and Path(path).exists() else {}
+    fixed = {k: v for k, v in config(e).items() if k != 'device'}
+    head = json.loads(json.dumps(dict(config=fixed, ranges=ranges, seed=seed, first=first)))
+    trials = kept['trials'] if all(kept.get(k) == v for k, v in head.items()) else []
+    wanted = [*first, *draw_settings(ranges, count, seed)]
+    todo = wanted[len(trials):]
+    if not todo: return trials[:len(wanted)]
+    if not run_missing: raise MissingResult(
+        f'{path} lacks {len(todo)} of {len(wanted)} trials: run the search')
+    problem = prepare(e, cache)
+    for settings in todo:
+        trials.append(_trial(problem, settings))
+        if path is not None: save_json(path, head | dict(trials=trials))
+    return trials
+
+def best_by_loss(trials:list)->dict: # ValueError if all diverged
+    "The trial that an attacker would choose: no image is needed to see that its objective is lowest"
+    ended = [t for t in trials if t['loss'] is not None]
+    require(len(ended) > 0, 'trials', f'{len(trials)} that diverged', 'one that ended, at least',
+            'search at smaller learning rates')
+    return min(ended, key=lambda t: t['loss'])

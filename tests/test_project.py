@@ -2,6 +2,7 @@
 import ast, json, re, subprocess, sys
 from pathlib import Path
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
@@ -27,7 +28,7 @@ def test_imports_stand_alone_in_their_cell(path):
     "The site's builder runs every cell that holds an import; one mixed with other code would fail there"
     for cell in cells(path):
         if cell['cell_type'] != 'code': continue
-        imports = [isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(source(cell)).body]
+        imports = [isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(TransformerManager().transform_cell(source(cell))).body] # `!` and `%` too
         assert all(imports) or not any(imports), source(cell)
 
 

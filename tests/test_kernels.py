@@ -1,0 +1,201 @@
+"""Notebooks on Colab: their badge and first cell, and all cells from a fresh kernel where only the runtime requirements are installed
+
+A plain environment stands in for Colab: what `requirements` in settings.ini names, ipykernel, and the package as the first cell installs it.
+The requirements (1.4 GB, mostly torch) are installed once and kept in ~/.cache/samplesplit_nb.
+"""
+import json, os, re, shlex, shutil, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
+from configparser import ConfigParser
+from hashlib import sha256
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted(p.relative_to(ROOT) for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+CONFIG = ConfigParser(delimiters=['='])
+CONFIG.read(ROOT/'settings.ini', encoding='utf-8')
+SETTINGS = CONFIG['DEFAULT']
+SKIPPED = re.compile(r'^#\| *(slow|cuda|notest)\b|^#\| *eval: *false', re.M)
+REMEDY = 'run: python tools/colab.py && nbdev_clean && python tools/readme.py'
+each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+source = lambda cell: ''.join(cell['source'])
+load = lambda path: json.loads((ROOT/path).read_text(encoding='utf-8'))
+
+
+def code_cells(path):
+    "[id, source] of each cell that a reader without a GPU runs"
+    return [[c['id'], source(c)] for c in load(path)['cells'] if c['cell_type'] == 'code' and not SKIPPED.search(source(c))]
+
+def setup_cell(path):
+    "The first code cell that is more than nbdev's comments"
+    return next(cell for cell in code_cells(path) if cell[1].strip() and not re.fullmatch(r'(#\|.*\s*)+', cell[1]))
+
+
+# What is written
+
+@each_notebook
+def test_the_badge_below_the_title_opens_this_notebook(path):
+    text = [source(c) for c in load(path)['cells'] if c['cell_type'] == 'markdown']
+    assert text[0].startswith('# ') and 'colab' not in text[0] # the site makes its header of this cell, and drops the rest of it
+    url = f"https://colab.research.google.com/github/{SETTINGS['user']}/{SETTINGS['repo']}/blob/v{SETTINGS['version']}/{path.as_posix()}"
+    assert text[1] == f'[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({url})', REMEDY
+    if path.stem == 'index': assert text[1] in (ROOT/'README.md').read_text(encoding='utf-8').splitlines()[:8], REMEDY
+
+
+@each_notebook
+def test_the_first_cell_fetches_the_version_of_the_settings(path):
+    name, cell = setup_cell(path)
+    assert cell.startswith('#| hide\n') and "if 'google.colab' in str(get_ipython()):" in cell, REMEDY
+    assert f"--branch v{SETTINGS['version']} {SETTINGS['git_url']} /content/{SETTINGS['repo']}\n" in cell, REMEDY
+    assert cell.endswith(f"%cd -q /content/{SETTINGS['repo']}/{path.parent.as_posix()}"), REMEDY
+
+
+def test_only_the_experiments_ask_for_a_gpu():
+    asking = {path.stem: {k: load(path)['metadata'].get(k) for k in ('accelerator', 'colab')} for path in NOTEBOOKS}
+    assert asking.pop('04_experiments') == {'accelerator': 'GPU', 'colab': {'gpuType': 'T4'}}
+    assert all(wish == {'accelerator': None, 'colab': None} for wish in asking.values())
+
+
+# What runs
+
+def call(*command, **options):
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, **options)
+    assert done.returncode == 0, f'{shlex.join(map(str, command))}\n{done.stdout}\n{done.stderr}'
+    return done.stdout
+
+
+@pytest.fixture(scope='session')
+def requirements():
+    "A folder with the runtime requirements and ipykernel, and what they need"
+    wanted = shlex.split(SETTINGS['requirements']) + ['ipykernel']
+    key = sha256(repr((sys.version, wanted, (ROOT/'constraints.txt').read_text())).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'samplesplit_nb'/f'requirements-{key}'
+    if not folder.exists():
+        part = folder.with_name(f'{folder.name}.part{os.getpid()}')
+        try:
+            call(sys.executable, '-m', 'pip', 'install', '-q', '--no-compile', '--target', part, '-c', ROOT/'constraints.txt', *wanted)
+            part.rename(folder)
+        finally: shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+class Colab:
+    "A plain environment in which `google.colab` can be had, and a folder for /content"
+    def __init__(self, folder, requirements):
+        self.folder, self.content, self.python = folder, folder/'content', folder/'venv'/'bin'/'python'
+        self.content.mkdir(parents=True)
+        call(sys.executable, '-m', 'venv', folder/'venv')
+        call(self.python, '-m', 'pip', 'uninstall', '-q', '-y', 'setuptools') # Python 3.11's own is older than torch wants
+        site = next((folder/'venv'/'lib').glob('*/site-packages'))
+        (site/'requirements.pth').write_text(f'{requirements}\n')
+        package = folder/'fake'/'google'/'colab'
+        package.mkdir(parents=True)
+        (package/'_kernel.py').write_text('''
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.zmqshell import ZMQInteractiveShell
+class Shell(ZMQInteractiveShell): "Its name is how notebooks know that they are on Colab"
+Shell.__module__ = 'google.colab._shell'
+class Kernel(IPythonKernel): shell_class = Shell
+''')
+
+    def kernel(self, cells, cwd, fake=False, **more):
+        "The first failure of these cells in a fresh kernel, or None"
+        hidden = ('PYTHON', 'MPLBACKEND', 'IPYTHON', 'JUPYTER', 'IN_TEST', 'SAMPLESPLIT', 'VIRTUAL_ENV')
+        env = {k: v for k, v in os.environ.items() if not k.startswith(hidden)} | more
+        env |= dict(PATH=f"{self.python.parent}:{os.environ['PATH']}", OMP_NUM_THREADS='1', IPYTHONDIR=str(self.folder/'ipython'))
+        if fake: env['PYTHONPATH'] = str(self.folder/'fake')
+        options = ['--IPKernelApp.kernel_class=google.colab._kernel.Kernel']*fake
+        out = call(self.python, ROOT/'tests'/'run_in_kernel.py', *options, input=json.dumps(cells), cwd=cwd, env=env, timeout=1200)
+        return json.loads(out.splitlines()[-1])
+
+    def set_up(self, path, repository):
+        "The first cell of a notebook, with a local repository for the one on GitHub: the first failure, or None"
+        name, cell = setup_cell(path)
+        git = dict(GIT_CONFIG_COUNT='1', GIT_CONFIG_KEY_0=f'url.file://{repository}.insteadOf', GIT_CONFIG_VALUE_0=SETTINGS['git_url'])
+        there = f"import os; assert os.getcwd() == os.path.realpath('/content/{SETTINGS['repo']}/{path.parent.as_posix()}')"
+        cells = [[i, s.replace('/content', str(self.content))] for i, s in ((name, cell), ('where the cell leads', there))]
+        return self.kernel(cells, self.content, fake=True, **git)
+
+    def packages(self):
+        "Name -> version of all that is installed"
+        return dict(line.split('==') for line in call(self.python, '-m', 'pip', 'list', '--format', 'freeze').splitlines() if '==' in line)
+
+
+def publish(folder, **changes):
+    "This working tree as a repository whose only commit has the tag that the first cell asks for"
+    folder.mkdir()
+    for name in ('nbs', 'results', SETTINGS['lib_path']):
+        shutil.copytree(ROOT/name, folder/name, symlinks=True, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    for name in ('settings.ini', 'setup.py', 'pyproject.toml', 'README.md'): shutil.copy(ROOT/name, folder)
+    for old, new in changes.items():
+        text = (folder/'settings.ini').read_text(encoding='utf-8')
+        assert old in text
+        (folder/'settings.ini').write_text(text.replace(old, new), encoding='utf-8')
+    git = 'git', '-C', folder, '-c', 'user.name=test', '-c', 'user.email=test@localhost'
+    call('git', 'init', '-q', folder)
+    call(*git, 'add', '-A')
+    call(*git, 'commit', '-q', '--no-gpg-sign', '-m', 'the working tree')
+    call(*git, 'tag', '--no-sign', f"v{SETTINGS['version']}")
+    return folder
+
+
+@pytest.fixture(scope='session')
+def colab(requirements, tmp_path_factory):
+    "Colab after the first cell of 04"
+    folder = tmp_path_factory.mktemp('colab')
+    colab = Colab(folder, requirements)
+    colab.before = colab.packages()
+    failure = colab.set_up(Path('nbs/04_experiments.ipynb'), publish(folder/'github'))
+    assert failure is None, report(failure)
+    return colab
+
+
+def report(failure):
+    "What a reader needs to find the mistake"
+    return f"cell {failure['cell']}:\n{failure['source']}\n\n{failure['traceback']}\n\nprinted before:\n{failure['printed']}"
+
+
+def test_the_plain_environment_has_nothing_for_developers(colab):
+    absent = {'nbdev', 'fastcore', 'execnb', 'ipywidgets', 'pytest', 'hypothesis', 'smalldocs'}
+    code = f'from importlib.util import find_spec; print([m for m in {sorted(absent)} if find_spec(m)])'
+    assert call(colab.python, '-c', code).strip() == '[]'
+    assert not absent & colab.packages().keys()
+
+
+def test_the_first_cell_adds_the_package_and_changes_nothing_else(colab):
+    after = colab.packages()
+    assert after.pop('samplesplit_nb') == SETTINGS['version']
+    assert after == colab.before and 'torch' in after
+
+
+def test_the_first_cell_runs_twice_and_goes_to_the_folder_of_its_notebook(colab):
+    failure = colab.set_up(Path('nbs/support/checks.ipynb'), '/nowhere') # there already: nothing is fetched
+    assert failure is None, report(failure)
+
+
+def test_the_first_cell_keeps_a_torch_that_is_too_old_and_says_so(requirements, tmp_path):
+    colab = Colab(tmp_path/'old', requirements)
+    before = colab.packages()
+    failure = colab.set_up(Path('nbs/index.ipynb'), publish(tmp_path/'github', **{'torch>=2.4': f"torch>{before['torch'].split('+')[0]}"}))
+    assert 'samplesplit_nb was not installed' in failure['traceback'] and 'torch' in failure['printed']
+    assert colab.packages() == before
+
+
+def test_the_first_cell_says_when_there_is_nothing_to_fetch(requirements, tmp_path):
+    colab = Colab(tmp_path/'off', requirements)
+    assert 'samplesplit_nb was not installed' in colab.set_up(Path('nbs/index.ipynb'), tmp_path/'none')['traceback']
+
+
+@pytest.fixture(scope='session')
+def outcomes(request, colab):
+    "Notebook -> its outcome to come; two run at a time"
+    wanted = [item.callspec.params['path'] for item in request.session.items if 'outcomes' in item.fixturenames]
+    with ThreadPoolExecutor(2) as pool:
+        clone = colab.content/SETTINGS['repo']
+        yield {path: pool.submit(colab.kernel, code_cells(path), (clone/path).parent) for path in wanted}
+
+
+@each_notebook
+def test_notebook_runs_from_a_fresh_kernel(path, outcomes):
+    failure = outcomes[path].result()
+    assert failure is None, f'{path}, {report(failure)}'

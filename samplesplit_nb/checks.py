@@ -6,6 +6,7 @@
 __all__ = ['expect_fail', 'test_eq', 'require', 'require_finite', 'require_candidates', 'pick_device']
 
 # %% ../nbs/support/checks.ipynb #b411bab9
+from collections.abc import Iterator
 from contextlib import contextmanager
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 def expect_fail(
     error:type[BaseException]|tuple=Exception, # the class that is expected, or several
     contains:str='' # words of its message
-):
+)->Iterator[None]:
     "Raise an `AssertionError` unless the block raises `error` with these words; other errors pass through"
     try: yield
     except error as e:
@@ -31,7 +32,7 @@ def _equal(a, b):
     for kind in (Tensor, np.ndarray):
         if isinstance(a, kind) or isinstance(b, kind):
             return (isinstance(a, kind) and isinstance(b, kind) and a.shape == b.shape
-                    and a.dtype == b.dtype and bool((a == b).all()))
+                    and a.dtype == b.dtype and bool((a == b).all())) # type: ignore[union-attr] # arrays
     if any(isinstance(a, kind) and isinstance(b, kind) for kind in (tuple, list)):
         return len(a) == len(b) and all(map(_equal, a, b))
     if isinstance(a, dict) and isinstance(b, dict):
@@ -41,7 +42,7 @@ def _equal(a, b):
 def test_eq(
     a, # anything
     b # what it has to equal
-):
+)->None:
     "Raise an `AssertionError` that shows both, unless they are equal without broadcasting"
     assert _equal(a, b), f'not equal:\n{a!r}\n{b!r}'
 

@@ -190,6 +190,7 @@ def _sensitivity(scale):
                  seeds=tuple(range(3 if scale == 'small' else 1)), draw=True)
 
 # %% ../nbs/04_experiments.ipynb #0b4e7757
+# random searches of the settings: name -> (method, images, whose settings to search around)
 SEARCHES = {f'{method}-{data}-{form}': (method, data, form) for form in ('published', 'ours')
             for method, data in (('kkt', 'mnist'), ('kkt', 'cifar10'), ('multiclass', 'mnist'))}
 _RANGES = {'published': dict(start_scale=(6e-5, .035), lr=(1e-3, .6), lam_min=(.2, .5),

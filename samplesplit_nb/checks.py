@@ -32,7 +32,7 @@ def _equal(a, b):
     for kind in (Tensor, np.ndarray):
         if isinstance(a, kind) or isinstance(b, kind):
             return (isinstance(a, kind) and isinstance(b, kind) and a.shape == b.shape
-                    and a.dtype == b.dtype and bool((a == b).all()))
+                    and a.dtype == b.dtype and bool((a == b).all())) # type: ignore[union-attr] # arrays
     if any(isinstance(a, kind) and isinstance(b, kind) for kind in (tuple, list)):
         return len(a) == len(b) and all(map(_equal, a, b))
     if isinstance(a, dict) and isinstance(b, dict):

@@ -141,7 +141,7 @@ def _official(name):
 SOURCES = {'faces': _faces, 'mnist': _official('mnist'), 'cifar10': _official('cifar10')}
 
 # %% ../nbs/support/data.ipynb #db414256
-POSITIVE = {'mnist': (1, 3, 5, 7, 9), 'cifar10': (0, 1, 8, 9)} # labelled +1, the rest -1
+POSITIVE = {'mnist': (1, 3, 5, 7, 9), 'cifar10': (0, 1, 8, 9)} # classes labelled +1, the rest -1
 
 def load_data(
     name:str='faces', # one of `SOURCES`

@@ -190,6 +190,7 @@ def _sensitivity(scale):
                  seeds=tuple(range(3 if scale == 'small' else 1)), draw=True)
 
 # %% ../nbs/04_experiments.ipynb #0b4e7757
+# random searches of the settings: name -> (method, images, whose settings to search around)
 SEARCHES = {f'{method}-{data}-{form}': (method, data, form) for form in ('published', 'ours')
             for method, data in (('kkt', 'mnist'), ('kkt', 'cifar10'), ('multiclass', 'mnist'))}
 _RANGES = {'published': dict(start_scale=(6e-5, .035), lr=(1e-3, .6), lam_min=(.2, .5),
@@ -273,7 +274,7 @@ def _settings(scale):
                                      for name, kw in _SETTINGS.items()}, SEEDS[scale])
 
 # %% ../nbs/04_experiments.ipynb #57ceeb0c
-# of the paper's figures, by scale
+# seeds of the paper's figures, by scale
 SEEDS = dict(smoke=(0,), small=(0, 1, 2), medium=(0, 1, 2), paper=(0, 1, 2))
 
 def _figure_experiments(scale):

@@ -117,7 +117,7 @@ def tangent_inner_grad(
     return (outputs*features.deltas[-1]).sum(1), grad
 
 # %% ../nbs/01_objectives.ipynb #c02e7693
-# relative to the mean diagonal of G; chosen in 01_objectives ("Which ridge?")
+# ridge of `least_squares_multipliers`, relative to the mean diagonal of G; chosen in 01_objectives ("Which ridge?")
 RIDGE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 def least_squares_multipliers(

@@ -728,8 +728,8 @@ def random_search(
     count:int=24, # draws
     seed:int=0, # of the draws
     first:tuple=(), # settings to try before them, such as published ones
-    path:str|Path=None, # JSON file: trials found there are not run again; None: nothing is kept
-    cache:str|Path=None, # see `run`
+    path:str|Path|None=None, # JSON file: trials found there are not run again; None: nothing is kept
+    cache:str|Path|None=None, # see `run`
     run_missing:bool=True # False: MissingResult instead
 )->list: # of dicts, one per trial: settings, loss (None: it diverged), mean scores, samples recovered
     "Short plain runs on one network with randomly drawn settings; see `best_by_loss`"
@@ -748,7 +748,9 @@ def random_search(
         if path is not None: save_json(path, head | dict(trials=trials))
     return trials
 
-def best_by_loss(trials:list)->dict: # ValueError if all diverged
+def best_by_loss(
+    trials:list # as from `random_search`
+)->dict: # ValueError if all diverged
     "The trial that an attacker would choose: no image is needed to see that its objective is lowest"
     ended = [t for t in trials if t['loss'] is not None]
     require(len(ended) > 0, 'trials', f'{len(trials)} that diverged', 'one that ended, at least',

@@ -170,3 +170,118 @@ def our_classes():
 def test_public_names_are_documented(module):
     gaps = gaps_of(text_of(module), our_classes())
     assert not gaps, '\n'.join(gaps)
+
+
+CLASSES = frozenset({'SplitRule'})
+BAD = {  # each a module that breaks one rule, and what is said about it
+    'docstring': 'def step(x:int)->int: # a number\n    "Do the step of x"\n    return x',
+    'returns what?': 'def grow(x:int):\n    "The candidate made larger by one, x being what it was"\n    return x',
+    'parameter n': 'def grow(\n    n:int, # \n    lam:int\n)->int:\n    "The candidate made larger by one"\n    return n',
+    'type of n': 'def grow(n)->int:\n    "The candidate made larger by one, from the number n"\n    return n',
+    'shape of y': 'def grow(\n    y:Tensor, # of the samples\n)->int:\n    "The candidate made larger by one"\n    return 1',
+    'shape of what is returned': 'def grow()->Tensor: # of the samples\n    "The candidate made larger by one"\n    return 1',
+    'raises ValueError': 'def grow()->int:\n    "The candidate made larger by one"\n    _check()\n    return 1\ndef _check(): require(False, 1, 2, 3, 4)',
+    'raises OSError': 'def grow()->int:\n    "The candidate made larger by one"\n    raise OSError("full")',
+    'raises TypeError': '@dataclass\nclass Box:\n    "Lower and upper limits of pixels"\n    x:int=1\n    def __post_init__(self): raise TypeError(self.x)',
+    'field': 'class Box:\n    "Lower and upper limits of pixels"\n    low:float\n    rule:SplitRule\n',
+    'Box.low: shape': 'class Box:\n    "Lower and upper limits of pixels"\n    low:Tensor # smallest values\n',
+    'Box.cut': 'class Box:\n    "Lower and upper limits of pixels"\n    def cut(self)->None: pass\n',
+    'constant': 'LIMIT = 3\n'}
+
+@pytest.mark.parametrize('said', BAD)
+def test_each_rule_can_fail(said):
+    code = BAD[said]
+    name = next(n.name if hasattr(n, 'name') else n.targets[0].id for n in ast.parse(code).body)
+    gaps = gaps_of(f'__all__ = [{name!r}]\n\n{code}', CLASSES)
+    assert len(gaps) == 1 and said in gaps[0], gaps
+
+
+def test_names_everywhere_are_all_used():
+    "No row of the API page's table outlives its parameters"
+    used = {a.arg for m in MODULES for n in ast.walk(ast.parse(text_of(m))) if isinstance(n, FUNCTIONS) for a in [*n.args.args, *n.args.kwonlyargs]}
+    assert len(names_everywhere()) > 20 and set(names_everywhere()) <= used, set(names_everywhere()) - used
+
+
+def test_the_order_of_modules_is_that_of_the_house():
+    listed = re.findall(r'^  +\S+\.ipynb +-> (\w+)\.py', (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8'), re.M)
+    assert tuple(listed) == MODULES
+
+
+def test_the_api_page_lists_what_there_is():
+    "Its saved lists are those that its cells make now, one under the heading of each module"
+    cells = notebook()
+    texts = [''.join(c['source']) for c in cells]
+    assert tuple(re.findall(r'^## \[(\w+)\]\(\S+\.ipynb\)$', '\n'.join(texts), re.M)) == MODULES
+    maker, scope = next(t for t in texts if 'def names_of' in t), {}
+    exec(next(t for t in texts if 'import inspect' in t), scope)
+    exec(maker, scope)
+    saved = {text.splitlines()[-1]: ''.join(o['data']['text/markdown']) for text, c in zip(texts, cells)
+             for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})}
+    assert len(saved) == len(MODULES) + 1
+    for call, markdown in saved.items():
+        assert eval(call, scope).data == markdown, f'{call}: run python tools/execute_nbs.py nbs/api.ipynb'
+
+
+def python(code):
+    "A fresh process at the top of the tree; what it printed"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+INIT = ast.parse((ROOT/'samplesplit_nb/__init__.py').read_text(encoding='utf-8'))
+
+
+def test_type_checkers_see_the_names_that_are_loaded_on_first_use():
+    guarded = next(n for n in INIT.body if isinstance(n, ast.If))
+    for_checkers = {(a.asname, n.module) for n in guarded.body for a in n.names}
+    home = next(n for n in INIT.body if isinstance(n, ast.Assign) and n.targets[0].id == '_HOME')
+    assert for_checkers == set(ast.literal_eval(home.value).items()) and len(for_checkers) <= 15
+
+
+def test_the_names_at_the_top():
+    "They can be imported, are listed by dir and `import *`, and are the modules' own; any other name fails as usual"
+    assert python('''
+import samplesplit_nb, samplesplit_nb.splitting
+from samplesplit_nb import reconstruct
+assert reconstruct is samplesplit_nb.splitting.reconstruct
+names = {name: getattr(samplesplit_nb, name) for name in samplesplit_nb.__all__}
+assert set(names) <= set(dir(samplesplit_nb)) and '__version__' in dir(samplesplit_nb)
+scope = {}
+exec('from samplesplit_nb import *', scope)
+assert all(scope[name] is value for name, value in names.items())
+try: samplesplit_nb.nothing
+except AttributeError as e: print(e)
+''') == "module 'samplesplit_nb' has no attribute 'nothing'\n"
+
+
+def test_importing_the_package_is_quick_and_imports_little():
+    "Not even torch; best of five, because machines are shared"
+    code = 'import sys, time; t = time.perf_counter(); import samplesplit_nb; t = time.perf_counter() - t; print(t, {"torch", "numpy", "scipy"} & set(sys.modules))'
+    answers = [python(code).split(maxsplit=1) for _ in range(5)]
+    assert all(loaded == 'set()\n' for _, loaded in answers)
+    assert min(float(seconds) for seconds, _ in answers) < 0.1
+
+
+def test_no_import_touches_network_or_gpu():
+    "Every module, and every name at the top: the interpreter reports no use of a socket, and CUDA stays asleep"
+    modules = '; '.join(f'import samplesplit_nb.{m}' for m in MODULES)
+    assert python(f'''
+import socket, sys
+seen = []
+sys.addaudithook(lambda event, args: seen.append(event) if event.startswith('socket.') else None)
+{modules}
+[getattr(samplesplit_nb, name) for name in samplesplit_nb.__all__]
+import torch
+print(seen, torch.cuda.is_initialized())
+socket.socket().close()
+print(seen) # the hook hears
+''') == "[] False\n['socket.__new__']\n"
+
+
+def test_types(tmp_path):
+    "mypy as pyproject.toml sets it; the marker that makes it read for users is shipped; few ignores, each with a reason"
+    done = subprocess.run([sys.executable, '-m', 'mypy', '--cache-dir', tmp_path], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (ROOT/'samplesplit_nb/py.typed').exists() and '"py.typed"' in (ROOT/'setup.py').read_text()
+    ignores = [line for m in MODULES for line in text_of(m).splitlines() if 'type: ignore' in line]
+    assert len(ignores) <= 10 and all(re.search(r'# type: ignore\[[\w-]+\] # \w', line) for line in ignores), ignores

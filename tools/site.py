@@ -48,7 +48,7 @@ def main():
         r = subprocess.run([sys.executable, '-m', 'smalldocs.cli', cmd, str(src)])
         if r.returncode: sys.exit(r.returncode)
     for p in out.rglob('*.html'):               # the links to the notebooks on GitHub, which keep their numbers
-        p.write_text(re.sub(r'(/blob/[^/"]+/nbs/)([^"]+\.ipynb)', lambda m: m[1] + source[m[2]], p.read_text(encoding='utf-8')), encoding='utf-8')
+        p.write_text(re.sub(r'(/blob/[^/"]+/nbs/)([^"]+\.ipynb)', lambda m: m[1] + source.get(m[2], m[2]), p.read_text(encoding='utf-8')), encoding='utf-8')
     localise(out)
 
 if __name__ == '__main__': main()

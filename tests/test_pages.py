@@ -35,8 +35,8 @@ def executed(path):
 
 
 def typed(path):
-    "The commands that a notebook's cells type into a shell: !command"
-    return [tuple(shlex.split(line)) for cell in cells(path, 'code') for line in re.findall(r'^\s*!(.+)$', cell, re.M)]
+    "The commands that a notebook's cells type into a shell, !command; those for Colab only are for tests/test_kernels.py"
+    return [tuple(shlex.split(line)) for cell in cells(path, 'code') if 'google.colab' not in cell for line in re.findall(r'^\s*!(.+)$', cell, re.M)]
 
 
 def reduced(words):
@@ -46,6 +46,7 @@ def reduced(words):
     if words == ('make', 'test'): return (*make, '-n', 'test')  # it runs this very test
     if words[0] == 'make': return (*make, *words[1:])
     if words[0] == 'samplesplit' and len(words) < 3: return (*words, '--help')  # a command's name, not a command
+    if '...' in words: return (*words[:2], '--help')  # an abbreviation: `options_of` has what it names
     if words[1] == 'demo' and '--controls' in words: return (*words, '--steps', '40', '--width', '30')  # ten runs: minutes
     if words[1] in ('figure', 'experiment') and 'smoke' not in words:  # from the saved results: with stale ones it would run for hours
         return words if '--no-run' in words else (*words, '--no-run')
@@ -57,6 +58,12 @@ def to_run():
     found = shown(page(ROOT/'README.md'))
     for path in HOWTO: found += [w for w in shown(page(path)) + typed(path) if w not in executed(path)]
     return sorted({r for r in map(reduced, found) if r is not None})
+
+
+def options_of():
+    "The options that abbreviated commands (`samplesplit reconstruct ... --out DIR`) name: (command, option)"
+    found = [w for path in (ROOT/'README.md', *HOWTO) for w in shown(page(path)) if '...' in w]
+    return sorted({(words[1], word) for words in found for word in words if word.startswith('-')})
 
 
 @pytest.fixture(scope='module')
@@ -88,6 +95,10 @@ def test_a_command_that_a_page_shows_works_in_a_fresh_clone(words, clone):
         plain, split = (r['scores']['L2'] for r in json.loads((written/'metrics.json').read_text())['runs'].values())
         assert sum(split) < .75*sum(plain)
     if words[-1] == 'test': assert 'bash tools/check.sh' in out and (clone[0]/'tools'/'check.sh').exists()
+
+
+def test_an_abbreviated_command_names_options_that_there_are(clone):
+    for command, option in options_of(): assert re.search(rf'{option}\b', run(('samplesplit', command, '--help'), clone)), f'{command} {option}'
 
 
 def test_the_commands_are_found():

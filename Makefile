@@ -21,11 +21,11 @@ bench: $(INSTALLED)  ## time the objective and the curvature against plain autog
 
 docs: $(INSTALLED)  ## the site: into _docs with Quarto where it is installed, else into _site with smalldocs
 	@export PATH="$(CURDIR)/$(BIN):$$PATH"; \
-	if command -v quarto >/dev/null; then nbdev_docs && echo "site: _docs/index.html"; \
+	if command -v quarto >/dev/null; then nbdev_docs && python tools/offline.py _docs && echo "site: _docs/index.html"; \
 	else python tools/site.py && echo "site: _site/index.html"; fi
 
 clean:  ## remove what the tools make, but not .venv and not runs/
-	rm -rf _proc _docs _site _site_src build .pytest_cache .hypothesis nbs/nbdev.yml nbs/sidebar.yml
+	rm -rf _proc _docs _site _site_src _shots .katex build .pytest_cache .hypothesis nbs/nbdev.yml nbs/sidebar.yml
 	find samplesplit_nb tests tools nbs -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED): settings.ini constraints.txt setup.py pyproject.toml

@@ -6,8 +6,8 @@
 __all__ = ['OPTIMIZERS', 'CHOICES', 'TRAINING', 'OURS', 'CONTROLS', 'SCORES', 'Experiment', 'config', 'fingerprint', 'published',
            'Trained', 'train', 'load_collection', 'unseen_images', 'scores_for', 'Problem', 'make_objective',
            'draw_start', 'reconstruct_options', 'prepare', 'Evaluations', 'Run', 'attack', 'thin', 'split_row',
-           'run_record', 'environment', 'Result', 'run', 'shown_images', 'MissingResult', 'load_or_run', 'score_name',
-           'rows', 'format_table', 'draw_settings', 'random_search', 'best_by_loss']
+           'run_record', 'environment', 'Result', 'run', 'shown_images', 'MissingResult', 'load_or_run', 'snapshots',
+           'score_name', 'rows', 'format_table', 'draw_settings', 'random_search', 'best_by_loss']
 
 # %% ../nbs/support/runs.ipynb #ae6bdbb5
 import copy, json, platform
@@ -386,6 +386,8 @@ class Evaluations:
         path:Path|None=None): # keeps the scores of a run that may be killed; None: nothing is kept
         self.X, self.score, self.every, self.last, self.path = X, score, every, last, path
         self.at = {} # step -> list of n scores
+        # about ten of these steps: more would fill the memory at the paper's size
+        self.keep, self.nearest = every*max(-(-last//(8*every)), 1), {}
         if path is not None and Path(path).exists():
             self.at = {int(step): scores for step, scores in load_json(path).items()}
 
@@ -394,7 +396,10 @@ class Evaluations:
     )->None:
         "Score these candidates, if it is time to"
         if step % self.every and step != self.last: return
-        self.at[step] = [round(v, 4) for v in self.score(self.X, x.to(self.X))[0].tolist()]
+        x = x.to(self.X)
+        scores, which = self.score(self.X, x)
+        self.at[step] = [round(v, 4) for v in scores.tolist()]
+        if step % self.keep == 0 or step == self.last: self.nearest[step] = x[which]
         if self.path is not None: save_json(self.path, {str(s): v for s, v in self.at.items()})
 
     def table(self)->tuple: # (steps, one list of n scores for each)
@@ -414,6 +419,7 @@ class Run:
     scores:dict # name -> (n,) at the end
     nearest:Tensor # (n,) the candidate that each training sample is scored by
     unseen:dict # name -> scores of images that were not trained on; empty where there are none
+    snapshots:dict # step -> (n, d) the candidate nearest to each sample, at about ten steps; since the last resume only
 
 def attack(
     problem:Problem,
@@ -446,7 +452,7 @@ def attack(
     unseen = {} if problem.unseen is None else {
         name: score(problem.unseen.X, x)[0] for name, score in problem.scores.items()}
     return Run(name, k, steps, found, seen.table(), {name: s for name, (s, _) in final.items()},
-               next(iter(final.values()))[1], unseen)
+               next(iter(final.values()))[1], unseen, seen.nearest)
 
 # %% ../nbs/support/runs.ipynb #94b07ed7
 # runs that tell what else might explain the gain, by name
@@ -556,6 +562,10 @@ def run(
         runs=done))
 
 # %% ../nbs/support/runs.ipynb #b6ee8b52
+def _bytes(data, x):
+    "Images of the rows x as uint8"
+    return np.round(255*data.pixels(x)).astype(np.uint8)
+
 def shown_images(
     problem:Problem,
     runs:dict, # with 'plain' and 'split'
@@ -565,10 +575,9 @@ def shown_images(
     data, (name, score) = problem.data, next(iter(problem.scores.items()))
     plain, split = (_rounded(runs[which].scores[name]) for which in ('plain', 'split')) # as saved
     samples = top_samples(plain, split, score, 1e9 if score.better == 'lower' else -1e9, most)
-    pixels = lambda x: np.round(255*data.pixels(x)).astype(np.uint8)
-    found = {which: pixels(runs[which].reconstruction.x.cpu()[runs[which].nearest.cpu()][samples])
+    found = {which: _bytes(data, runs[which].reconstruction.x.cpu()[runs[which].nearest.cpu()][samples])
              for which in ('plain', 'split')}
-    return dict(samples=samples, training=pixels(data.X[samples]), **found)
+    return dict(samples=samples, training=_bytes(data, data.X[samples]), **found)
 
 class MissingResult(FileNotFoundError):
     "No saved record of the experiment, or of another one only"
@@ -616,6 +625,20 @@ def _forget(folder):
     "Remove the state of runs that are saved"
     for p in folder.glob('*'): p.unlink()
     if folder.exists(): folder.rmdir()
+
+# %% ../nbs/support/runs.ipynb #19f421b6
+def snapshots(
+    problem:Problem,
+    runs:dict # name -> `Run`, all scored at the same steps
+)->dict: # arrays: steps (s,), training (n, height, width[, 3]) uint8; images and scores: dicts of them by run
+    "The candidate nearest to each training sample at the steps that all runs kept, (s, n, height, width[, 3]) uint8, and its scores (s, n); ValueError if no step is left"
+    data, steps = problem.data, sorted(set.intersection(*(set(r.snapshots) for r in runs.values())))
+    require(steps, 'steps', steps, 'not empty', 'a finished run that is only read back has no snapshots')
+    score_at = {name: dict(zip(*r.evaluations)) for name, r in runs.items()}
+    return dict(steps=np.array(steps), training=_bytes(data, data.X),
+                images={name: np.stack([_bytes(data, r.snapshots[s]) for s in steps])
+                        for name, r in runs.items()},
+                scores={name: np.array([at[s] for s in steps]) for name, at in score_at.items()})
 
 # %% ../nbs/support/runs.ipynb #a591ca0a
 def score_name(record:dict)->str: # 'L2' or 'SSIM'

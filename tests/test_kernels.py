@@ -16,6 +16,7 @@ CONFIG = ConfigParser(delimiters=['='])
 CONFIG.read(ROOT/'settings.ini', encoding='utf-8')
 SETTINGS = CONFIG['DEFAULT']
 SKIPPED = re.compile(r'^#\| *(slow|cuda|notest)\b|^#\| *eval: *false', re.M)
+MARKS = '#| slow', '#| cuda', '#| notest', '#| eval: false'
 REMEDY = 'run: python tools/colab.py && nbdev_clean && python tools/readme.py'
 each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
 source = lambda cell: ''.join(cell['source'])
@@ -47,7 +48,16 @@ def test_the_first_cell_fetches_the_version_of_the_settings(path):
     name, cell = setup_cell(path)
     assert cell.startswith('#| hide\n') and "if 'google.colab' in str(get_ipython()):" in cell, REMEDY
     assert f"--branch v{SETTINGS['version']} {SETTINGS['git_url']} /content/{SETTINGS['repo']}\n" in cell, REMEDY
-    assert cell.endswith(f"%cd -q /content/{SETTINGS['repo']}/{path.parent.as_posix()}"), REMEDY
+    assert f"    %cd -q /content/{SETTINGS['repo']}/{path.parent.as_posix()}\n" in cell, REMEDY
+    skipped = next(line for line in cell.splitlines() if 'line.startswith' in line)
+    assert all(f"'{mark}'" in skipped for mark in MARKS), REMEDY
+
+
+@each_notebook
+def test_marks_are_spelled_as_the_first_cell_reads_them(path):
+    for cell in load(path)['cells']:
+        if cell['cell_type'] == 'code' and SKIPPED.search(source(cell)):
+            assert any(line.startswith(MARKS) for line in source(cell).splitlines()), source(cell)
 
 
 def test_only_the_experiments_ask_for_a_gpu():
@@ -108,12 +118,12 @@ class Kernel(IPythonKernel): shell_class = Shell
         out = call(self.python, ROOT/'tests'/'run_in_kernel.py', *options, input=json.dumps(cells), cwd=cwd, env=env, timeout=1200)
         return json.loads(out.splitlines()[-1])
 
-    def set_up(self, path, repository):
-        "The first cell of a notebook, with a local repository for the one on GitHub: the first failure, or None"
+    def set_up(self, path, repository, more=()):
+        "The first cell of a notebook and more cells, with a local repository for the one on GitHub: the first failure, or None"
         name, cell = setup_cell(path)
         git = dict(GIT_CONFIG_COUNT='1', GIT_CONFIG_KEY_0=f'url.file://{repository}.insteadOf', GIT_CONFIG_VALUE_0=SETTINGS['git_url'])
         there = f"import os; assert os.getcwd() == os.path.realpath('/content/{SETTINGS['repo']}/{path.parent.as_posix()}')"
-        cells = [[i, s.replace('/content', str(self.content))] for i, s in ((name, cell), ('where the cell leads', there))]
+        cells = [[i, s.replace('/content', str(self.content))] for i, s in ((name, cell), ('where the cell leads', there), *more)]
         return self.kernel(cells, self.content, fake=True, **git)
 
     def packages(self):
@@ -173,11 +183,20 @@ def test_the_first_cell_runs_twice_and_goes_to_the_folder_of_its_notebook(colab)
     assert failure is None, report(failure)
 
 
+def test_after_the_first_cell_marked_cells_are_skipped_and_others_run(colab):
+    marked = [['marked', f'#| fig-alt: a picture\n{mark}\nraise SystemError'] for mark in MARKS]
+    others = [['kept', "#| hide\nran = '#| slow' # not a mark"], ['it ran', "assert ran == '#| slow'"]]
+    failure = colab.set_up(Path('nbs/index.ipynb'), '/nowhere', marked + others)
+    assert failure is None, report(failure)
+    failure = colab.set_up(Path('nbs/index.ipynb'), '/nowhere', [['unmarked', 'raise SystemError']])
+    assert failure['cell'] == 'unmarked' and 'SystemError' in failure['traceback']
+
+
 def test_the_first_cell_keeps_a_torch_that_is_too_old_and_says_so(requirements, tmp_path):
     colab = Colab(tmp_path/'old', requirements)
     before = colab.packages()
     failure = colab.set_up(Path('nbs/index.ipynb'), publish(tmp_path/'github', **{'torch>=2.4': f"torch>{before['torch'].split('+')[0]}"}))
-    assert 'samplesplit_nb was not installed' in failure['traceback'] and 'torch' in failure['printed']
+    assert 'samplesplit_nb was not installed' in failure['traceback'] and '(constraint) torch==' in failure['printed']
     assert colab.packages() == before
 
 

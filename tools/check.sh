@@ -35,4 +35,4 @@ step "site"
 python tools/site.py
 
 step "tests"
-python -m pytest -q
+python -m pytest -q -rs

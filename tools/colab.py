@@ -15,16 +15,22 @@ def badge(path, cfg):
     return f'[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({url})'
 
 def setup(path, cfg):
-    "pip may not replace the torch it finds: the constraint names that very version"
+    """What a notebook does first on Colab.
+
+    pip may not replace the torch it finds: the constraint names that very version. To Colab `#| slow` is a comment like any other, so
+    that "Run all" would take a day; the last lines leave such cells out, as nbdev_test does."""
     home = f"/content/{cfg['repo']}"
     return f'''#| hide
-# On Colab: fetch this version and its results, install it beside Colab's own torch, go to the notebook's folder
+# On Colab: fetch this version and its results, install it beside Colab's own torch, go to the notebook's folder, skip slow cells
 if 'google.colab' in str(get_ipython()):
     !test -d {home} || git clone -q --depth 1 --branch v{cfg['version']} {cfg['git_url']} {home}
     !pip list --format freeze | grep '^torch==' > /content/torch.txt
     !pip install -q -c /content/torch.txt {home}
     assert _exit_code == 0, 'samplesplit_nb was not installed; the lines above say why'
-    %cd -q {home}/{path.parent.as_posix()}'''
+    %cd -q {home}/{path.parent.as_posix()}
+    get_ipython().input_transformers_cleanup.append(lambda lines: lines if not any(
+        line.startswith(('#| slow', '#| cuda', '#| notest', '#| eval: false')) for line in lines) else
+        ["print('Skipped, as its first lines say: delete that mark to run this cell.')\\n"])'''
 
 def write(path, cfg):
     "Put both cells below the title, or bring them up to date"

@@ -5,13 +5,13 @@ from execnb.nbio import read_nb
 from nbdev.config import get_config
 from nbdev.processors import FilterDefaults
 
-def out_md(o, i, j, files):
+def out_md(o, i, j, files, alt):
     if o.output_type == 'stream': txt = ''.join(o.text)
     else:
         d = o.get('data', {})
         if 'image/png' in d:
             f = files/f'output_{i}_{j}.png'; files.mkdir(exist_ok=True); f.write_bytes(base64.b64decode(''.join(d['image/png'])))
-            return f'![]({files.name}/{f.name})'
+            return f'![{alt}]({files.name}/{f.name})'
         if 'text/markdown' in d: return ''.join(d['text/markdown'])
         txt = ''.join(d.get('text/plain', ''))
     return '\n'.join(('    '+l).rstrip() for l in txt.rstrip().splitlines())
@@ -30,6 +30,7 @@ def main():
             if s and not re.search(r'#\| *echo: *false', s):
                 code = '\n'.join(l for l in s.splitlines() if not l.startswith('#|'))
                 parts.append(f'``` python\n{code}\n```')
-            parts += [out_md(o, i, j, files) for j, o in enumerate(c.get('outputs') or [])]
+            alt = re.search(r'^#\| *fig-alt: *"?(.*?)"?$', s, re.M)
+            parts += [out_md(o, i, j, files, alt[1] if alt else '') for j, o in enumerate(c.get('outputs') or [])]
     (cfg.config_path/'README.md').write_text('\n\n'.join(p for p in parts if p)+'\n', encoding='utf-8')
 if __name__ == '__main__': main()

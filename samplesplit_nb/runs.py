@@ -387,7 +387,8 @@ class Evaluations:
         self.X, self.score, self.every, self.last, self.path = X, score, every, last, path
         self.at = {} # step -> list of n scores
         # about ten of these steps: more would fill the memory at the paper's size
-        self.keep, self.nearest = every*max(-(-last//(8*every)), 1), {}
+        self.keep = every*max(-(-last//(8*every)), 1)
+        self.nearest:dict = {} # step -> candidates (n, d)
         if path is not None and Path(path).exists():
             self.at = {int(step): scores for step, scores in load_json(path).items()}
 
@@ -633,7 +634,7 @@ def snapshots(
 )->dict: # arrays: steps (s,), training (n, height, width[, 3]) uint8; images and scores: dicts of them by run
     "The candidate nearest to each training sample at the steps that all runs kept, (s, n, height, width[, 3]) uint8, and its scores (s, n); ValueError if no step is left"
     data, steps = problem.data, sorted(set.intersection(*(set(r.snapshots) for r in runs.values())))
-    require(steps, 'steps', steps, 'not empty', 'a finished run that is only read back has no snapshots')
+    require(len(steps) > 0, 'steps', steps, 'not empty', 'a finished run that is only read back has no snapshots')
     score_at = {name: dict(zip(*r.evaluations)) for name, r in runs.items()}
     return dict(steps=np.array(steps), training=_bytes(data, data.X),
                 images={name: np.stack([_bytes(data, r.snapshots[s]) for s in steps])

@@ -158,6 +158,15 @@ def test_the_table_of_claims_is_what_the_saved_results_say():
     assert table in page(ROOT/'README.md') and '| yes |' in table
 
 
+def test_the_gain_of_each_seed_is_what_the_saved_results_say():
+    from samplesplit_nb.experiments import get_study
+    gains = []
+    for record in get_study('controls').records('half', ROOT/'results', run_missing=False):
+        plain, split = (sum(record['runs'][name]['scores']['L2']) for name in ('plain', 'split'))
+        gains.append(f'{100*(1 - split/plain):.0f}')
+    assert f"{', '.join(gains[:-1])} and {gains[-1]} %" in page(ROOT/'README.md')
+
+
 def test_home_page_and_citation_file_say_the_same():
     "Every BibTeX entry of README has its place in CITATION.cff with the same title, year, authors, and the other way round"
     bib = {}

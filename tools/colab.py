@@ -23,10 +23,10 @@ def setup(path, cfg):
     return f'''#| hide
 # On Colab: fetch this version and its results, install it beside Colab's own torch, go to the notebook's folder, skip slow cells
 if 'google.colab' in str(get_ipython()):
-    !test -d {home} || git clone -q --depth 1 --branch v{cfg['version']} {cfg['git_url']} {home}
+    !test -d {home} || git -c advice.detachedHead=false clone -q --depth 1 --branch v{cfg['version']} {cfg['git_url']} {home}
     !pip list --format freeze | grep '^torch==' > /content/torch.txt
     !pip install -q -c /content/torch.txt {home}
-    assert _exit_code == 0, 'samplesplit_nb was not installed; the lines above say why'
+    assert _exit_code == 0, 'samplesplit_nb was not installed; the lines above say why (a conflict: this torch is older than it needs)'
     %cd -q {home}/{path.parent.as_posix()}
     get_ipython().input_transformers_cleanup.append(lambda lines: lines if not any(
         line.startswith(('#| slow', '#| cuda', '#| notest', '#| eval: false')) for line in lines) else

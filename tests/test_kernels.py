@@ -132,19 +132,17 @@ class Kernel(IPythonKernel): shell_class = Shell
 
 
 def publish(folder, **changes):
-    "This working tree as a repository whose only commit has the tag that the first cell asks for"
-    folder.mkdir()
-    for name in ('nbs', 'results', SETTINGS['lib_path']):
-        shutil.copytree(ROOT/name, folder/name, symlinks=True, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
-    for name in ('settings.ini', 'setup.py', 'pyproject.toml', 'README.md'): shutil.copy(ROOT/name, folder)
+    "This working tree, with changes to settings.ini, as a repository with the tag that the first cell asks for"
+    call('git', 'init', '-q', folder)
+    git = 'git', '-C', folder, '-c', 'user.name=test', '-c', 'user.email=test@localhost'
+    call(*git, '--git-dir', folder/'.git', '--work-tree', ROOT, 'add', '-A', cwd=ROOT)
+    call(*git, 'commit', '-q', '--no-gpg-sign', '-m', 'the working tree')
+    call(*git, 'reset', '-q', '--hard')
     for old, new in changes.items():
         text = (folder/'settings.ini').read_text(encoding='utf-8')
         assert old in text
         (folder/'settings.ini').write_text(text.replace(old, new), encoding='utf-8')
-    git = 'git', '-C', folder, '-c', 'user.name=test', '-c', 'user.email=test@localhost'
-    call('git', 'init', '-q', folder)
-    call(*git, 'add', '-A')
-    call(*git, 'commit', '-q', '--no-gpg-sign', '-m', 'the working tree')
+        call(*git, 'commit', '-q', '--no-gpg-sign', '-a', '-m', f'{old} is now {new}')
     call(*git, 'tag', '--no-sign', f"v{SETTINGS['version']}")
     return folder
 

@@ -109,6 +109,19 @@ def test_what_it_finds(browser, tmp_path):
     assert not any(l.startswith('bad16') and l.endswith('1400 px') for l in found['wide'])  # 800 px fit there
     assert all((tmp_path/'shots'/str(w)/f'{name}_0.jpg').stat().st_size for w in browse.WIDTHS for name in pages)
 
+def test_a_screenshot_is_tried_twice(browser, tmp_path):
+    from playwright.sync_api import Error
+    class Page:
+        viewport_size, wait_for_timeout = dict(width=390), lambda self, ms: None
+        def __init__(self, failures): self.failures = failures
+        def screenshot(self, path, **options):
+            self.failures -= 1
+            if self.failures >= 0: raise Error('Unable to capture screenshot')
+            Path(path).touch()
+    browse.shoot(Page(1), 20_000, tmp_path/'a'/'page')
+    assert sorted(f.name for f in (tmp_path/'a').iterdir()) == ['page_0.jpg', 'page_1.jpg']
+    with pytest.raises(Error): browse.shoot(Page(2), 900, tmp_path/'a'/'page')
+
 def test_search_and_themes_fail(browser, tmp_path):
     "Where the search offers nothing, and where the switch does nothing"
     (tmp_path/'index.html').write_text('<a class="quarto-color-scheme-toggle" href="#">dark</a><input type="search"><a href="splitting.html">no result</a>')

@@ -75,6 +75,7 @@ def browser():
 def tab(b, base, found):
     "A page of the browser that reaches only `base`; appends what goes wrong while it loads to `found`, as (kind, what)"
     page = b.new_page(viewport=dict(width=max(WIDTHS), height=900), color_scheme='light')
+    page.set_default_timeout(90_000)  # Playwright's 30 s is short for a busy machine
     def route(r):
         host = urllib.parse.urlsplit(r.request.url).hostname
         if r.request.url.startswith((base, 'data:')): r.continue_()
@@ -90,10 +91,13 @@ def tab(b, base, found):
 
 def shoot(page, height, stem):
     "Screenshots of the whole page, from the top down in strips"
+    from playwright.sync_api import Error
     stem.parent.mkdir(parents=True, exist_ok=True)
     for i, y in enumerate(range(0, height, STRIP)):
-        page.screenshot(path=f'{stem}_{i}.jpg', type='jpeg', quality=60, full_page=True,
-                        clip=dict(x=0, y=y, width=page.viewport_size['width'], height=min(STRIP, height - y)))
+        take = functools.partial(page.screenshot, path=f'{stem}_{i}.jpg', type='jpeg', quality=60, full_page=True,
+                                 clip=dict(x=0, y=y, width=page.viewport_size['width'], height=min(STRIP, height - y)))
+        try: take()
+        except Error: page.wait_for_timeout(1000); take()  # "Unable to capture screenshot", seen once on a busy machine
 
 def broken_links(pages, base, folder):
     "Links to files or anchors that the site in `folder`, served at `base`, lacks; `pages` maps addresses to `ids` and `links`"

@@ -74,10 +74,11 @@ MISTAKES = [
     ('console', '<script>undefined_name()</script>'),
     ('request', '<script src="missing.js"></script>'),
     ('request', '<script src="https://example.org/tracker.js"></script>'),
-    ('tex', r'<p>the loss \(L(x)\)</p>'),
-    ('tex', r'<p>with \lambda unrendered</p>'),
-    ('tex', '<p>the price $x^2$ of maths</p>'),
-    ('tex', '<span class="katex-error" title="ParseError">x</span>'),
+    ('raw', r'<p>the loss \(L(x)\)</p>'),
+    ('raw', r'<p>with \lambda unrendered</p>'),
+    ('raw', '<p>the price $x^2$ of maths</p>'),
+    ('raw', '<p>a link in a link: [<a href="#">x</a>](../objectives.ipynb)</p>'),
+    ('raw', '<span class="katex-error" title="ParseError">x</span>'),
     ('link', '<a href="nowhere.html">x</a>'),
     ('link', '<a href="#nowhere">x</a>'),
     ('link', '<a href="good.html#nowhere">x</a>'),
@@ -91,7 +92,7 @@ MISTAKES = [
     ('wide', '<div style="width: 600px"><div style="overflow-x: auto">a box that is itself too wide</div></div>'),
     ('small', '<p style="font-size: 13px">x</p>'),
 ]
-GOOD = r'''<p id="here">text <code>\frac $x$</code> costs $5</p><pre>$x$ \lambda</pre><a href="#here">x</a><a href="./">x</a><a href="https://example.org/">x</a>
+GOOD = r'''<p id="here">text <code>\frac $x$</code> costs $5, a[i](x) is no link</p><pre>$x$ \lambda</pre><a href="#here">x</a><a href="./">x</a><a href="https://example.org/">x</a>
 <img src="dot.svg" alt="a dot"><img src="https://img.shields.io/a.svg" alt="a badge"><div style="overflow-x: auto"><p style="width: 2000px">scrolls</p></div>
 <sup style="font-size: 9px">2</sup><p style="display: none; width: 2000px">\frac</p>'''
 
@@ -105,8 +106,21 @@ def test_what_it_finds(browser, tmp_path):
     assert not kinds['index'] | kinds['good']
     for i, (kind, html) in enumerate(MISTAKES): assert kind in kinds[f'bad{i:02}'], html
     for kind in ('wide', 'small'): assert any(l.endswith('at 390 px') for l in found[kind])
-    assert not any(l.startswith('bad15') and l.endswith('1400 px') for l in found['wide'])  # 800 px fit there
+    assert not any(l.startswith('bad16') and l.endswith('1400 px') for l in found['wide'])  # 800 px fit there
     assert all((tmp_path/'shots'/str(w)/f'{name}_0.jpg').stat().st_size for w in browse.WIDTHS for name in pages)
+
+def test_a_screenshot_is_tried_twice(browser, tmp_path):
+    from playwright.sync_api import Error
+    class Page:
+        viewport_size, wait_for_timeout = dict(width=390), lambda self, ms: None
+        def __init__(self, failures): self.failures = failures
+        def screenshot(self, path, **options):
+            self.failures -= 1
+            if self.failures >= 0: raise Error('Unable to capture screenshot')
+            Path(path).touch()
+    browse.shoot(Page(1), 20_000, tmp_path/'a'/'page')
+    assert sorted(f.name for f in (tmp_path/'a').iterdir()) == ['page_0.jpg', 'page_1.jpg']
+    with pytest.raises(Error): browse.shoot(Page(2), 900, tmp_path/'a'/'page')
 
 def test_search_and_themes_fail(browser, tmp_path):
     "Where the search offers nothing, and where the switch does nothing"

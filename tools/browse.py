@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 WIDTHS = 390, 1400            # a telephone, a laptop
-KINDS = 'console', 'request', 'tex', 'link', 'image', 'alt', 'wide', 'small'
+KINDS = 'console', 'request', 'raw', 'link', 'image', 'alt', 'wide', 'small'
 REMOTE = 'colab.research.google.com', 'img.shields.io'  # badges; a page may ask nothing else of other hosts
 BADGE = '<svg xmlns="http://www.w3.org/2000/svg" width="117" height="20"><rect width="117" height="20" fill="gray"/></svg>'
 STRIP = 16000                 # pixels; Chromium draws no picture taller than 16384
 
 LOOK = r"""async () => {
+  const RAW = /\\[a-zA-Z]+|\\[()[\]]|\$[^$\s][^$]*\$|\]\([^)\s]*[./#][^)\s]*\)/  // TeX, or a Markdown link
   const found = [], add = (kind, what) => found.push([kind, what.trim().replace(/\s+/g, ' ').slice(0, 120)])
   for (const i of document.images) {
     const name = i.src.startsWith('data:') ? 'a picture in #' + i.closest('[id]')?.id : i.src
@@ -21,7 +22,7 @@ LOOK = r"""async () => {
     if (!i.alt.trim()) add('alt', name)
   }
   await document.fonts.ready
-  for (const e of document.querySelectorAll('.katex-error')) add('tex', e.title || e.textContent)
+  for (const e of document.querySelectorAll('.katex-error')) add('raw', e.title || e.textContent)
   // Whether some of it cannot be brought into view: what scrolls sideways in its own box counts by the box, a drawer not at all
   const beyond = (what, node) => {
     for (let e = node.parentElement; e && e !== document.body; e = e.parentElement) {
@@ -35,7 +36,7 @@ LOOK = r"""async () => {
   for (let t; t = places.nextNode();) {
     const e = t.parentElement
     if (!t.data.trim() || e.closest('script, style, noscript, .katex-mathml') || !shown(e)) continue
-    if (!e.closest('code, pre, .katex, .katex-error') && /\\[a-zA-Z]+|\\[()[\]]|\$[^$\s][^$]*\$/.test(t.data)) add('tex', t.data)
+    if (!e.closest('code, pre, .katex, .katex-error') && RAW.test(t.data)) add('raw', t.data)
     if (!e.closest('.katex, sub, sup') && parseFloat(getComputedStyle(e).fontSize) < 13.99) add('small', getComputedStyle(e).fontSize + ' ' + t.data)
     const range = document.createRange(); range.selectNodeContents(t)
     if (beyond(range, t)) add('wide', t.data)
@@ -74,6 +75,7 @@ def browser():
 def tab(b, base, found):
     "A page of the browser that reaches only `base`; appends what goes wrong while it loads to `found`, as (kind, what)"
     page = b.new_page(viewport=dict(width=max(WIDTHS), height=900), color_scheme='light')
+    page.set_default_timeout(90_000)  # Playwright's 30 s is short for a busy machine
     def route(r):
         host = urllib.parse.urlsplit(r.request.url).hostname
         if r.request.url.startswith((base, 'data:')): r.continue_()
@@ -89,10 +91,13 @@ def tab(b, base, found):
 
 def shoot(page, height, stem):
     "Screenshots of the whole page, from the top down in strips"
+    from playwright.sync_api import Error
     stem.parent.mkdir(parents=True, exist_ok=True)
     for i, y in enumerate(range(0, height, STRIP)):
-        page.screenshot(path=f'{stem}_{i}.jpg', type='jpeg', quality=60, full_page=True,
-                        clip=dict(x=0, y=y, width=page.viewport_size['width'], height=min(STRIP, height - y)))
+        take = functools.partial(page.screenshot, path=f'{stem}_{i}.jpg', type='jpeg', quality=60, full_page=True,
+                                 clip=dict(x=0, y=y, width=page.viewport_size['width'], height=min(STRIP, height - y)))
+        try: take()
+        except Error: page.wait_for_timeout(1000); take()  # "Unable to capture screenshot", seen once on a busy machine
 
 def broken_links(pages, base, folder):
     "Links to files or anchors that the site in `folder`, served at `base`, lacks; `pages` maps addresses to `ids` and `links`"

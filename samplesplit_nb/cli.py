@@ -132,12 +132,15 @@ PRESET_LINES = {
     'figure09': 'multiclass KKT attack, CIFAR-10 (figures 4, 9)',
     'figure11': 'NTK attack, MNIST and CIFAR-10, k = 0.3n, 0.6n and n (figures 11, 12, 13, 14)',
     'controls': 'what else might explain the gain, on faces',
+    'curvature': 'random instead of curvature, few splits, MNIST, k = n/2, n and 2n',
+    'controls-kkt': 'random instead of curvature, binary KKT attack',
     'unknown-n': 'k from n/2 to 4n, on faces',
-    'sensitivity': 'threshold, number of splits and largest step, one at a time, on faces'}
+    'sensitivity': 'threshold, number of splits and largest step, one at a time, on faces',
+    'settings': 'NTK attack, MNIST, k = 2n, one setting at a time'}
 
 def _study_options(parser):
-    _add(parser, '--scale', 'small', "smoke (seconds), small (minutes) or paper (the paper's sizes "
-         'and published settings, for a GPU)', metavar='SCALE')
+    _add(parser, '--scale', 'small', "smoke (seconds), small (minutes), medium (hours) or paper (the "
+         "paper's sizes and published settings, for a GPU)", metavar='SCALE')
     _add(parser, '--results', 'results', 'folder of the saved results', metavar='DIR')
     _add(parser, '--cache', 'runs/cache', 'folder for trained networks and for runs under way: '
          'called again, an interrupted command goes on from there', metavar='DIR')

@@ -246,7 +246,7 @@ _binary = lambda scale, *args: _kkt(scale, 'kkt', *args)
 def _curvature(scale):
     "Few, selective splits of the NTK attack on MNIST, k = n/2, n and 2n"
     cases = {f'{r:g}n': replace(_ntk(scale, 'mnist', r), max_fraction=.15) for r in (.5, 1, 2)}
-    return Study('curvature', scale, cases, seeds=tuple(range(6 if scale == 'small' else 1)),
+    return Study('curvature', scale, cases, seeds=tuple(range(4 if scale == 'small' else 1)),
                  runs=('plain', 'split', 'random direction', 'random choice', 'random both',
                        'plain, final k at start', 'plain, equal seconds'), draw=True)
 

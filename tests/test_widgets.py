@@ -13,8 +13,9 @@ source = lambda cell: ''.join(cell['source'])
 
 
 def code(path):
-    "Sources of the cells that run on a CPU in no time"
-    return [source(c) for c in cells(path) if c['cell_type'] == 'code' and not re.search(r'^#\| *(slow|cuda|notest)', source(c), re.M)]
+    "Sources of the cells that run on a CPU in no time; Colab's setup is shell, not Python"
+    return [source(c) for c in cells(path) if c['cell_type'] == 'code' and 'google.colab' not in source(c)
+            and not re.search(r'^#\| *(slow|cuda|notest)', source(c), re.M)]
 
 
 def place(sources, text): return next(i for i, s in enumerate(sources) if text in s)

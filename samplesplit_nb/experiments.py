@@ -202,15 +202,17 @@ def _ntk(scale, data, ratio): # k = ratio n
 
 # %% ../nbs/04_experiments.ipynb #fd7d8501
 _START:dict[str, dict] = {'mnist': {}, 'cifar10': dict(start_scale=.03)}
+_SIZES = {'small': (500, {500: 50, 100: 20}), 'medium': (1000, {500: 100, 100: 50})} # width, n for the paper's
 _PRESETS = {('kkt', 'mnist'): 'haim-mnist-1', ('kkt', 'cifar10'): 'haim-cifar-1'}
 
 def _kkt(scale, method, data, n, ratio=2): # n at paper scale, 500 or 100; k = ratio n
     "The attacks of Haim et al. 2022 ('kkt') and Buzaglo et al. 2024 ('multiclass')"
     if scale == 'smoke': return Experiment(**OURS[method] | FACES[scale] | dict(
         k=round(6*ratio), training_steps=100))
-    if scale in ('small', 'medium'):
-        n, width = {'small': {500: 50, 100: 20}, 'medium': {500: 100, 100: 50}}[scale][n], {'small': 500, 'medium': 1000}[scale]
-        return Experiment(data=data, n=n, k=round(n*ratio), width=width, **OURS[method] | _START[data])
+    if scale in _SIZES:
+        width, images = _SIZES[scale]
+        return Experiment(data=data, n=images[n], k=round(images[n]*ratio), width=width,
+                          **OURS[method] | _START[data])
     return Experiment(data=data, n=n, k=round(n*ratio), width=1000, evaluations=50,
                       **published(_PRESETS.get((method, data), 'buzaglo-multiclass')))
 _multiclass = lambda scale, *args: _kkt(scale, 'multiclass', *args)
@@ -246,12 +248,14 @@ _SETTINGS = { # what differs from ours; 'published' is Loo et al. 2024 and C.1 i
 
 def _settings(scale):
     "The NTK attack on MNIST at k = 2n under other settings, one change at a time"
-    few = {'training_steps': 20} if scale == 'smoke' else {}
-    change = lambda kw: kw | few if 'training' in kw else kw
     base = _ntk(scale, 'mnist', 2)
-    events = lambda kw: kw if scale == 'small' else {k: v for k, v in kw.items() if k != 'splits'}
-    return Study('settings', scale, {name: replace(base, **change(events(kw)))
-                                     for name, kw in _SETTINGS.items()}, SEEDS[scale])
+    def case(changes):
+        if scale == 'smoke': # no room for more events, no time for training
+            changes = {k: v for k, v in changes.items() if k != 'splits'}
+            if 'training' in changes: changes['training_steps'] = 20
+        return replace(base, **changes)
+    cases = {name: case(changes) for name, changes in _SETTINGS.items()}
+    return Study('settings', scale, cases, SEEDS[scale])
 
 # %% ../nbs/04_experiments.ipynb #57ceeb0c
 # seeds of the paper's figures, by scale
@@ -280,7 +284,7 @@ STUDIES = ('figure01', 'figure03', 'figure05', 'figure08', 'figure09', 'figure11
 
 def get_study(
     name:str, # one of `STUDIES`
-    scale:str='small' # one of `SCALES`; the paper's figures only have 'paper'
+    scale:str='small' # one of `SCALES`; only the paper's figures have 'medium' and 'paper'
 )->Study: # ValueError for an unknown name or scale
     "The experiments under that name"
     require(name in STUDIES, 'study', repr(name), f'one of {STUDIES}', 'check the spelling')

@@ -173,6 +173,18 @@ class ReconstructionObjective:
         "The objective for candidates that descend from rows `parents` (k',); differs where candidates carry labels"
         return self
 
+    def retargeted(self, target:list)->'ReconstructionObjective': # target: shaped like the parameters
+        "The same maps and penalties with another target, for example a residual; shares all other tensors"
+        other = copy.copy(self)
+        other.target = list(target)
+        return other
+
+    def contributions(self, x:Tensor, lam:Tensor)->Tensor: # (k,)
+        "|lam_i f(x_i)|, the length of what each candidate adds to the sum"
+        with torch.no_grad():
+            return torch.stack([sum(t.square().sum() for t in self.select(torch.tensor([i], device=x.device)).weighted_sum(
+                x[i:i + 1], lam[i:i + 1])).sqrt() for i in range(len(x))])
+
     def multiplier_shape(self, k:int)->tuple: # (k,), or (k, outputs) for vector multipliers
         "The shape of lam for k candidates"
         return (k,)
@@ -608,6 +620,19 @@ class NetworkObjective(ReconstructionObjective):
         other = copy.copy(self)
         other.tangent = self.tangent.with_activation(_softened(self.soft, sharpness))
         return other
+
+    def retargeted(self, target:list)->'NetworkObjective': # target: shaped like the parameters
+        "The same maps and penalties with another target, for example a residual; shares all other tensors"
+        other = copy.copy(self)
+        other.target = list(target)
+        if self._gram_form is not None: other._gram_form = GramForm(
+            self.tangent.network, other.target, [0.]*len(other.target)) # type: ignore[attr-defined] # a perceptron's
+        return other
+
+    def contributions(self, x:Tensor, lam:Tensor)->Tensor: # (k,)
+        "|lam_i f(x_i)|, the length of what each candidate adds to the sum"
+        if self.vector: return super().contributions(x, lam)
+        with torch.no_grad(): return lam.abs()*self.tangent.gram(self.features(x)).diagonal().clamp_min(0).sqrt()
 
     def cotangent(self, x:Tensor)->Tensor: # (k, outputs)
         "c_i, without the multiplier"

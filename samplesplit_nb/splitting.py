@@ -5,12 +5,15 @@
 # %% auto #0
 __all__ = ['splitting_product', 'splitting_matrix', 'RitzPairs', 'lanczos_min', 'min_curvature', 'offspring', 'split_series',
            'Control', 'SplitRule', 'Split', 'split_samples', 'Every', 'SmallGradient', 'Plateau', 'Stop', 'History',
-           'Reconstruction', 'ReconstructionError', 'Tidy', 'tidy_samples', 'reconstruct']
+           'Reconstruction', 'ReconstructionError', 'Tidy', 'tidy_samples', 'reconstruct', 'Peeling', 'strength',
+           'peel']
 
 # %% ../nbs/02_splitting.ipynb #71aa0880
 import bisect, math, time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 import torch
@@ -18,7 +21,7 @@ from torch import Tensor
 from torch.func import jvp
 from .checks import require
 from .objectives import ReconstructionObjective
-from .optimisers import adam, inherit_state, optimiser_state, restore_optimiser
+from .optimisers import adam, geometric, hold_then_decay, inherit_state, optimiser_state, restore_optimiser
 from .storage import Checkpoint, Keeper, digest, progress_bar
 
 # %% ../nbs/02_splitting.ipynb #1098f1a4
@@ -754,3 +757,139 @@ def reconstruct(
     if saved is not None: _restore(run, saved)
     if saved is not None and saved['result'] is not None: return run.result(saved['result'])
     with progress_bar(progress, steps, 'reconstruct') as settings.bar: return _go(run)
+
+# %% ../nbs/02_splitting.ipynb #c96d39ed
+@dataclass(frozen=True)
+class Peeling:
+    "How to look again for what was missed; ValueError for impossible values"
+    rounds:int=2 # after the first search
+    share:float=0.25 # fresh candidates in a round, as a share of those of the first search
+    keep:float=1. # kappa: a candidate stays while |lam_i f(x_i)| > keep |r|
+    sharpness:tuple=(200., 2000.) # of the softened ReLU while candidates are sharpened, first and last
+    slow:float=0.25 # learning rate at the start of sharpening, as a share of lr; it falls as 1 / sharpness
+    deflate:bool=True # fresh candidates are aimed at the residual; False: a control, all of them at the target
+
+    def __post_init__(self):
+        require(_whole(self.rounds, 0), 'rounds', self.rounds, 'a whole number, at least 0', 'use 2')
+        for name in ('share', 'slow'):
+            require(0 < getattr(self, name) <= 1, name, getattr(self, name), 'in (0, 1]', 'use 0.25')
+        require(0 <= self.keep < math.inf, 'keep', self.keep, 'at least 0 and finite', 'use 1')
+        require(len(self.sharpness) == 2 and 0 < min(self.sharpness) < math.inf, 'sharpness',
+                self.sharpness, 'two positive numbers', 'use (200., 2000.)')
+
+    @property
+    def units(self)->int:
+        "Equal parts of a run: four for the first search and one to sharpen; each round one to sharpen what is kept, two for the fresh candidates, one to sharpen all"
+        return 5 + 4*self.rounds
+
+def strength(
+    objective:ReconstructionObjective,
+    x:Tensor, # (k, d) candidates
+    lam:Tensor # (k,) or (k, outputs) multipliers
+)->Tensor: # (k,)
+    "|lam_i f(x_i)| / |r|: how much longer a candidate's share of the target is than all that is unexplained"
+    return objective.contributions(x, lam)/objective.loss(x, lam).sqrt()
+
+# %% ../nbs/02_splitting.ipynb #7346c60f
+class _Peel:
+    "Searches and sharpenings, each a run of `reconstruct`, told as one run"
+    def __init__(self, objective, settings, unit):
+        self.given, self.s, self.unit, self.p = objective, settings, unit, settings.peeling
+        self.soft = settings.sharpness is not None
+        self.history, self.step, self.seconds, self.number = History(), 0, 0., 0
+
+    def solved(self, x, rows):
+        "(objective at the last sharpness, the best multipliers)"
+        own = self.given.select(rows)
+        if self.soft: own = own.smoothed(self.p.sharpness[1])
+        return own, own.multipliers(x)
+
+    def search(self, objective, x, steps, **shown):
+        rate = hold_then_decay(steps, self.s.hold)
+        return self.run(objective, x, steps, self.s.lr, rate, self.s.sharpness, **shown)
+
+    def sharpen(self, x, rows):
+        first, last = self.p.sharpness if self.soft else (1., 1.)
+        b, fall = geometric(first, last, self.unit), hold_then_decay(self.unit, 0., 1)
+        return self.run(self.given.select(rows), x, self.unit, self.p.slow*self.s.lr,
+                        lambda step: first/b(step)*fall(step), (first, last) if self.soft else None)
+
+    def round(self, x, rows, number):
+        "What speaks, sharpened, and what a search finds besides"
+        own, lam = self.solved(x, rows)
+        loud = strength(own, x, lam)
+        speaks = loud >= min(self.p.keep, loud.max().item()) # one stays in any case
+        x, rows = self.sharpen(x[speaks], rows[speaks]), rows[speaks]
+        fresh = torch.arange(max(round(self.p.share*self.s.k), 1), device=x.device)
+        start, both = self.s.draw(len(fresh), number), torch.cat([rows, fresh])
+        if not self.p.deflate:
+            x = self.search(self.given.select(both), torch.cat([x, start]), 2*self.unit)
+            return self.sharpen(x, both), both
+        own, lam = self.solved(x, rows)
+        size = own.loss(x, lam).sqrt() # the residual's length is the unit, for the optimiser's sake
+        aimed = self.given.select(fresh).retargeted([r/size for r in own.residual(x, lam)])
+        found = self.search(aimed, start, 2*self.unit, kept=(x, lam), size=size.item())
+        return self.sharpen(torch.cat([x, found]), both), both
+
+    def run(self, objective, x, steps, lr, lr_factor, sharpness, kept=None, size=1.):
+        "The candidates after so many steps; `kept` = (x, lam) do not move, `size` is the target's unit of length"
+        s, lam = self.s, x.new_zeros(objective.multiplier_shape(len(x)))
+        found = reconstruct(
+            objective, x, lam, steps=steps, lr=lr, lr_factor=lr_factor, optimizer=s.optimizer,
+            sharpness=None if sharpness is None else geometric(sharpness[0], sharpness[1], steps), report_every=s.report_every,
+            callback=None if s.callback is None else partial(self._seen, kept, size), checkpoint=self._file(),
+            progress=f'{s.progress} {self.number}' if s.progress else False)
+        self._tell(found.history, 0 if kept is None else len(kept[0]), size**2)
+        self.step, self.number = self.step + steps, self.number + 1
+        self.seconds = self.history.seconds[-1]
+        return found.x
+
+    def _seen(self, kept, size, step, loss, x, lam):
+        "The callback sees all candidates, in the units of the target"
+        if kept is not None: x, lam = torch.cat([kept[0], x]), torch.cat([kept[1], size*lam])
+        return self.s.callback(self.step + step, loss*size**2, x, lam)
+
+    def _file(self):
+        "The checkpoint of this stage"
+        if self.s.checkpoint is None: return None
+        path = Path(self.s.checkpoint.path)
+        return replace(self.s.checkpoint, path=path.with_name(f'{path.stem}-{self.number}{path.suffix}'))
+
+    def _tell(self, h, kept, unit):
+        "Add a stage to the history; its first report is the last one of the stage before"
+        for i in range(min(self.number, 1), len(h.step)):
+            for name, new in dict(step=self.step + h.step[i], loss=h.loss[i]*unit, gradient=h.gradient[i]*unit,
+                                  num_candidates=h.num_candidates[i] + kept,
+                                  seconds=self.seconds + h.seconds[i]).items():
+                getattr(self.history, name).append(new)
+
+# %% ../nbs/02_splitting.ipynb #89a5df4d
+@torch.no_grad()
+def peel(
+    objective:ReconstructionObjective,
+    draw:Callable, # from (number of candidates, round) to starting candidates x; round 0 is the first search
+    k:int, # candidates of the first search
+    *,
+    steps:int, # gradient steps in all
+    peeling:Peeling=Peeling(),
+    lr:float=0.02, # learning rate of x
+    sharpness:tuple|None=(50., 200.), # of the softened ReLU in a search, first and last; None: a smooth network
+    hold:float=0.7, # share of a search at the full rate, see `hold_then_decay`
+    optimizer=adam, # from parameter groups to a torch optimiser
+    report_every:int=10, # steps between reports
+    callback=None, # called at each report with (step, loss, x, lam), all candidates
+    checkpoint:Checkpoint|None=None, # each stage has a file beside this one, numbered; None: nothing is saved
+    progress:bool|str=False # a tqdm bar per stage; a string names it
+)->Reconstruction: # ValueError for bad input; ReconstructionError if the loss stops being finite
+    "Reconstruct, keep what speaks, look for the rest in the residual, and again; multipliers are eliminated"
+    settings = SimpleNamespace(**{name: v for name, v in locals().items() if name != 'objective'})
+    unit = steps//peeling.units//report_every*report_every
+    require(unit >= 1, 'steps', steps, f'at least {peeling.units}*report_every={peeling.units*report_every}',
+            'take more steps, fewer rounds or more frequent reports')
+    run, x = _Peel(objective, settings, unit), draw(k, 0)
+    rows = torch.arange(k, device=x.device)
+    x = run.search(objective.select(rows), x, steps - (peeling.units - 4)*unit)
+    x = run.sharpen(x, rows)
+    for number in range(1, peeling.rounds + 1): x, rows = run.round(x, rows, number)
+    sentence = f'finished {run.step} steps and {peeling.rounds} rounds with {len(x)} candidates'
+    return Reconstruction(x, run.solved(x, rows)[1], run.history, [], sentence, rows)

@@ -1,5 +1,5 @@
 "Properties and boundary tables behind nbs/02_splitting"
-import math
+import math, re
 from functools import partial
 import pytest, torch
 from torch.func import hessian, jacrev
@@ -8,9 +8,10 @@ from torch.testing import assert_close
 from problems import random_problem
 from samplesplit_nb.networks import MLP, Polynomial
 from samplesplit_nb.objectives import DecayObjective, KKTObjective, MapObjective, MulticlassKKTObjective, NTKObjective
-from samplesplit_nb.optimisers import LazyAdam, geometric, inherit_state, warm_restarts
-from samplesplit_nb.splitting import (Control, Every, History, Plateau, ReconstructionError, SmallGradient, SplitRule, Stop, Tidy, lanczos_min, min_curvature, offspring, reconstruct,
-                                      split_samples, split_series, splitting_matrix, splitting_product, tidy_samples)
+from samplesplit_nb.optimisers import LazyAdam, geometric, hold_then_decay, inherit_state, warm_restarts
+from samplesplit_nb.splitting import (Control, Every, History, Peeling, Plateau, ReconstructionError, SmallGradient, SplitRule, Stop, Tidy, lanczos_min, min_curvature, offspring, peel, reconstruct,
+                                      strength, split_samples, split_series, splitting_matrix, splitting_product, tidy_samples)
+from samplesplit_nb.storage import Checkpoint
 
 seeds = st.integers(0, 10_000)
 
@@ -498,6 +499,119 @@ def test_bad_candidates_are_named():
     for bad, says in (((x[:, :3], lam), r'x.shape=\(4, 3\)'), ((x, lam[:2]), r'lam.shape=\(2,\)'), ((x[:0], lam[:0]), 'k=0'), ((x*math.nan, lam), 'x=<24 of 24'), ((x, lam.float()), 'lam=<torch.float32')):
         for call in (lambda *a: min_curvature(objective, *a), lambda *a: reconstruct(objective, *a, steps=1), lambda *a: split_samples(objective, *a, SplitRule())):
             with pytest.raises(ValueError, match=says): call(*bad)
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_contributions_and_targets_of_every_objective(name):
+    "Leave a candidate out, and the residual is its share; aimed at that, the objective has a zero there and nowhere else"
+    objective, g = OBJECTIVES[name](), torch.Generator().manual_seed(0)
+    x = torch.randn(3, 9, generator=g, dtype=torch.float64)
+    lam = torch.randn(objective.multiplier_shape(3), generator=g, dtype=torch.float64)
+    whole = objective.retargeted(objective.weighted_sum(x, lam))
+    assert whole.loss(x, lam) < 1e-20 and objective.loss(x, lam) > 1e-3 and whole is not objective
+    length = lambda parts: sum(p.square().sum() for p in parts).sqrt()
+    for i in range(3):
+        rest, own = torch.arange(3) != i, torch.tensor([i])
+        left = whole.select(rest.nonzero()[:, 0]).residual(x[rest], lam[rest])
+        assert_close(objective.contributions(x, lam)[i], length(left), rtol=1e-9, atol=1e-12)
+        aimed = objective.select(own).retargeted(left)
+        assert aimed.loss(x[own], lam[own]) < 1e-20 < aimed.loss(x[own] + 1., lam[own])
+    assert_close(strength(objective, x, lam), objective.contributions(x, lam)/objective.loss(x, lam).sqrt(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize('form', ['gram', 'residual'])
+def test_both_forms_can_be_aimed_at_a_residual(form):
+    problem, x, lam = random_problem((20, 30, 30, 1), k=5)
+    objective = NTKObjective(problem.tangent.network, problem.tangent.network, 5., form=form).retargeted(problem.target)
+    aimed = objective.retargeted(problem.residual(x[:3], lam[:3]))
+    for a, b in zip(aimed.projected_value_and_grad(x[3:]), problem.retargeted(aimed.target).projected_value_and_grad(x[3:])): assert_close(a, b, rtol=1e-8, atol=1e-10)
+    v, gx, _ = aimed.value_and_grad(x[3:], lam[3:])
+    y = x[3:].clone().requires_grad_()
+    loss = aimed(y, lam[3:])
+    assert_close(v, loss.detach(), rtol=1e-9, atol=0)
+    assert_close(gx, torch.autograd.grad(loss, y)[0], rtol=1e-7, atol=1e-9)
+
+
+def draw_for(objective, seed=0):
+    return lambda k, number: torch.randn(k, objective.d, generator=torch.Generator().manual_seed(100*seed + number), dtype=torch.float64)
+
+
+@pytest.mark.parametrize('deflate', [True, False])
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_every_objective_is_peeled(name, deflate):
+    "The steps add up, the callback sees all candidates in the units of the target, labels follow, multipliers are the best ones"
+    objective, seen = OBJECTIVES[name](), []
+    sharpness = None if name == 'cubic' else (5., 10.)
+    settings = Peeling(rounds=2, share=.5, keep=.01, sharpness=(5., 10.), deflate=deflate)
+    r = peel(objective, draw_for(objective), 3, steps=60, peeling=settings, lr=1e-2, sharpness=sharpness, report_every=2,
+             callback=lambda step, loss, x, lam: seen.append((step, loss, len(x), tuple(lam.shape))))
+    assert r.history.step == list(range(0, 61, 2)) and r.history.num_candidates[-1] == len(r.x) and r.splits == []
+    assert [s for s, *_ in dict.fromkeys((step,) for step, *_ in seen)] == r.history.step
+    assert all(shape == objective.multiplier_shape(k) for _, _, k, shape in seen)
+    assert r.history.seconds == sorted(r.history.seconds) and len(r.origins) == len(r.x) and r.origins.max() < 3
+    last = objective.select(r.origins)
+    last = last if sharpness is None else last.smoothed(10.)
+    assert_close(r.lam, last.multipliers(r.x), rtol=1e-9, atol=1e-9)
+
+
+@given(seeds, st.integers(0, 2))
+def test_a_search_alone_is_plain_descent_and_its_loss_is_told_in_one_unit(seed, rounds):
+    objective, _, _ = random_problem(k=4, seed=seed)
+    steps, settings = 20*(5 + 4*rounds), Peeling(rounds=rounds, sharpness=(5., 10.), share=.5)
+    r = peel(objective, draw_for(objective, seed), 4, steps=steps, peeling=settings, lr=1e-2, sharpness=(5., 5.), report_every=20)
+    plain = reconstruct(objective, draw_for(objective, seed)(4, 0), torch.zeros(4).double(), steps=80, lr=1e-2, lr_factor=hold_then_decay(80), sharpness=geometric(5., 5., 80), report_every=20)
+    assert r.history.loss[:5] == plain.history.loss  # bit by bit: the first search is one run of the one loop
+    own = objective.smoothed(10.)
+    assert_close(r.history.loss[-1], own.loss(r.x, r.lam).item(), rtol=1e-6, atol=1e-12)
+    for number in range(rounds):  # fresh candidates can do nothing worse than explain none of what is left
+        begin = r.history.step.index(20*(6 + 4*number))
+        assert max(r.history.loss[begin + 1:begin + 3]) <= r.history.loss[begin]*(1 + 1e-6)
+
+
+def test_what_is_soft_is_found_where_the_residual_points():
+    "Two loud samples and a soft one, two candidates: neither descent nor splitting finds the soft one, peeling does, from every start on a grid"
+    t = torch.linspace(0, 10, 101, dtype=torch.float64)[None]
+    bump = lambda x: torch.exp(-2*(t - x)**2)
+    X, lam = torch.tensor([[2.], [3.5], [7.5]], dtype=torch.float64), torch.tensor([1., -.7, .05], dtype=torch.float64)
+    line, found = MapObjective(bump, lam @ bump(X), d=1), 0
+    starts = [(a, b) for a in (1., 1.6, 2.3) for b in (3.8, 4.4)]
+    for a, b in starts:
+        draw = lambda k, number: torch.tensor([[a], [b]] if number == 0 else [[1.], [9.]], dtype=torch.float64)
+        alone = peel(line, draw, 2, steps=1400, peeling=Peeling(rounds=0), sharpness=None)
+        again = peel(line, draw, 2, steps=1400, peeling=Peeling(rounds=1, share=1.), sharpness=None)
+        assert torch.cdist(X[2:], alone.x).min() > 2
+        found += bool(torch.cdist(X, again.x).min(1).values.max() < 1e-3)
+    assert found == len(starts)
+
+
+def test_an_interrupted_peeling_goes_on_to_the_bit(tmp_path):
+    "Stopped in every stage by an exception in the callback, resumed from the files of its stages"
+    objective, _, _ = random_problem(k=4, seed=3)
+    options = dict(steps=130, peeling=Peeling(rounds=2, sharpness=(5., 10.), share=.5), lr=1e-2, sharpness=(5., 8.), report_every=2)
+    alone = peel(objective, draw_for(objective), 4, **options)
+    class Killed(Exception): pass
+    def until(last):
+        def seen(step, loss, x, lam):
+            if step >= last: raise Killed
+        return seen
+    checkpoint = Checkpoint(tmp_path/'peel.safetensors', every_steps=2, every_seconds=None)
+    for last in (10, 44, 52, 64, 90, 100, 124):
+        with pytest.raises(Killed): peel(objective, draw_for(objective), 4, checkpoint=checkpoint, callback=until(last), **options)
+    resumed = peel(objective, draw_for(objective), 4, checkpoint=checkpoint, **options)
+    assert torch.equal(alone.x, resumed.x) and torch.equal(alone.lam, resumed.lam) and torch.equal(alone.origins, resumed.origins)
+    assert alone.history.loss == resumed.history.loss and alone.history.step == resumed.history.step
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f'peel-{i}.safetensors' for i in range(8)]
+
+
+@pytest.mark.parametrize('kw, says', [(dict(rounds=-1), 'rounds=-1'), (dict(share=0.), 'share=0.0'), (dict(share=1.5), 'share=1.5'), (dict(slow=0.), 'slow=0.0'),
+                                      (dict(keep=-1.), 'keep=-1.0'), (dict(keep=float('inf')), 'keep=inf'), (dict(sharpness=(5., 0.)), 'sharpness='), (dict(sharpness=(5.,)), 'sharpness=')])
+def test_bad_peelings_are_named(kw, says):
+    with pytest.raises(ValueError, match=re.escape(says)): Peeling(**kw)
+
+
+def test_a_peeling_needs_a_step_for_each_part():
+    objective, _, _ = random_problem()
+    with pytest.raises(ValueError, match='steps=100'): peel(objective, draw_for(objective), 4, steps=100, report_every=10)
 
 
 def test_warm_restarts_stay_in_range():

@@ -136,7 +136,8 @@ PRESET_LINES = {
     'controls-kkt': 'random instead of curvature, binary KKT attack',
     'unknown-n': 'k from n/2 to 4n, on faces',
     'sensitivity': 'threshold, number of splits and largest step, one at a time, on faces',
-    'settings': 'NTK attack, MNIST, k = 2n, one setting at a time'}
+    'settings': 'NTK attack, MNIST, k = 2n, one setting at a time',
+    'peeling': 'NTK attack, k = 2n, and another look at what it leaves'}
 
 def _study_options(parser):
     _add(parser, '--scale', 'small', "smoke (seconds), small (minutes), medium (hours) or paper (the "

@@ -22,7 +22,7 @@ from .checks import require
 from .figures import COLORS, grid_size, image_grid, mark_splits, plot_curve, plot_pairs
 from .metrics import Paired, paired, paired_over_seeds, top_samples
 from .runs import (
-    CONTROLS, OURS, SCORES, Experiment, MissingResult, Result, load_or_run, published,
+    CONTROLS, OURS, PEELINGS, SCORES, Experiment, MissingResult, Result, load_or_run, published,
     score_name, shown_images)
 from .storage import load_arrays, save_arrays, save_figure, save_json
 
@@ -222,7 +222,7 @@ _binary = lambda scale, *args: _kkt(scale, 'kkt', *args)
 def _curvature(scale):
     "Few, selective splits of the NTK attack on MNIST, k = n/2, n and 2n"
     cases = {f'{r:g}n': replace(_ntk(scale, 'mnist', r), max_fraction=.15) for r in (.5, 1, 2)}
-    return Study('curvature', scale, cases, seeds=tuple(range(4 if scale == 'small' else 1)),
+    return Study('curvature', scale, cases, seeds=tuple(range(12 if scale == 'small' else 1)),
                  runs=('plain', 'split', 'random direction', 'random choice', 'random both',
                        'plain, final k at start', 'plain, equal seconds'), draw=True)
 
@@ -257,11 +257,21 @@ def _settings(scale):
     cases = {name: case(changes) for name, changes in _SETTINGS.items()}
     return Study('settings', scale, cases, SEEDS[scale])
 
+# %% ../nbs/04_experiments.ipynb #191625dd
+def _peeling(scale):
+    "The NTK attack at k = 2n, and another look at what it leaves; one long schedule"
+    if scale == 'smoke': base = {'faces': Experiment(**FACES[scale])}
+    elif scale == 'medium': base = {'mnist': replace(_ntk(scale, 'mnist', 2), steps=6500)}
+    else:
+        base = {data: replace(_ntk(scale, data, 2), steps=5200) for data in ('mnist', 'cifar10')}
+        base['faces'] = Experiment(**FACES[scale] | dict(k=40, steps=5200))
+    cases = {name: replace(e, hold=.7, evaluations=4 if scale == 'smoke' else 26) for name, e in base.items()}
+    runs = ('plain', 'peel') if scale == 'medium' else ('plain', 'split', *PEELINGS)
+    return Study('peeling', scale, cases, SEEDS['small'], runs, draw=True)
+
 # %% ../nbs/04_experiments.ipynb #57ceeb0c
 # seeds of the paper's figures, by scale
 SEEDS = dict(smoke=(0,), small=(0, 1, 2), medium=(0, 1, 2), paper=(0, 1, 2))
-_ONE_SEED = ('figure03', 'figure05', 'figure08', 'figure09') # at scale medium: the KKT attacks take an hour a seed
-
 def _figure_experiments(scale):
     "Study name -> label -> `Experiment`, for every figure of the paper"
     both = ('mnist',) if scale == 'medium' else ('mnist', 'cifar10') # of the NTK attack
@@ -278,21 +288,22 @@ def _figure_experiments(scale):
 
 # studies that are not in the paper: name -> `Study` at a scale
 OWN_STUDIES = {'controls': _controls, 'curvature': _curvature, 'controls-kkt': _controls_kkt,
-               'unknown-n': _unknown_n, 'sensitivity': _sensitivity, 'settings': _settings}
+               'unknown-n': _unknown_n, 'sensitivity': _sensitivity, 'settings': _settings,
+               'peeling': _peeling}
+_OWN_SCALES = {'peeling': SCALES[:3]} # of the others: smoke and small
 # every name that `get_study` knows
 STUDIES = ('figure01', 'figure03', 'figure05', 'figure08', 'figure09', 'figure11', *OWN_STUDIES)
 
 def get_study(
     name:str, # one of `STUDIES`
-    scale:str='small' # one of `SCALES`; only the paper's figures have 'medium' and 'paper'
+    scale:str='small' # one of `SCALES`; only the paper's figures have 'paper'
 )->Study: # ValueError for an unknown name or scale
     "The experiments under that name"
     require(name in STUDIES, 'study', repr(name), f'one of {STUDIES}', 'check the spelling')
-    scales = SCALES[:2] if name in OWN_STUDIES else SCALES
+    scales = _OWN_SCALES.get(name, SCALES[:2]) if name in OWN_STUDIES else SCALES
     require(scale in scales, 'scale', repr(scale), f'one of {scales} for {name}', "use 'small'")
     if name in OWN_STUDIES: return OWN_STUDIES[name](scale)
-    seeds = SEEDS[scale][:1] if scale == 'medium' and name in _ONE_SEED else SEEDS[scale]
-    return Study(name, scale, _figure_experiments(scale)[name], seeds, images=True)
+    return Study(name, scale, _figure_experiments(scale)[name], SEEDS[scale], images=True)
 
 # %% ../nbs/04_experiments.ipynb #c7db4d4f
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest, torch
 from samplesplit_nb import experiments
 from samplesplit_nb.experiments import FIGURES, SEEDS, STUDIES, findings, get_study, over_seeds, paper_figure, representative, top_by_rule, verdict
-from samplesplit_nb.runs import Experiment, MissingResult, fingerprint, load_or_run, published, rows
+from samplesplit_nb.runs import PEELINGS, Experiment, MissingResult, fingerprint, load_or_run, published, rows
 from samplesplit_nb.storage import load_arrays
 
 # argv: folder, method. Checkpoints often, and lingers before the record gets its name, so that the parent can kill it there
@@ -180,7 +180,7 @@ def test_saved_results_are_whole_and_of_these_settings(name):
                 assert all(len(s) == record['config']['n'] for s in r['scores'].values())
                 first = next(iter(record['baselines']))
                 assert r['evaluations']['scores'][-1] == r['scores'][first]  # the last look is the score
-                if run in ('plain', 'split'): assert r['steps'] == record['config']['steps']  # equal budgets
+                if run in ('plain', 'split', *PEELINGS): assert r['steps'] == record['config']['steps'] == r['curve']['step'][-1]  # equal budgets
 
 
 def test_the_saved_controls_say_what_the_readme_says():

@@ -788,7 +788,11 @@ def strength(
     lam:Tensor # (k,) or (k, outputs) multipliers
 )->Tensor: # (k,)
     "|lam_i f(x_i)| / |r|: how much longer a candidate's share of the target is than all that is unexplained"
-    return objective.contributions(x, lam)/objective.loss(x, lam).sqrt()
+    return objective.contributions(x, lam)/_length_left(objective, x, lam)
+
+def _length_left(objective, x, lam):
+    "|r|, and a tiny number where nothing is left"
+    return objective.loss(x, lam).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
 
 # %% ../nbs/02_splitting.ipynb #7346c60f
 class _Peel:
@@ -805,16 +809,18 @@ class _Peel:
         return own, own.multipliers(x)
 
     def search(self, objective, x, steps, **shown):
+        "A run at full rate, then decaying"
         rate = hold_then_decay(steps, self.s.hold)
         return self.run(objective, x, steps, self.s.lr, rate, self.s.sharpness, **shown)
 
     def sharpen(self, x, rows):
+        "A run at small rates while the activation sharpens"
         first, last = self.p.sharpness if self.soft else (1., 1.)
         b, fall = geometric(first, last, self.unit), hold_then_decay(self.unit, 0., 1)
         return self.run(self.given.select(rows), x, self.unit, self.p.slow*self.s.lr,
                         lambda step: first/b(step)*fall(step), (first, last) if self.soft else None)
 
-    def round(self, x, rows, number):
+    def look_again(self, x, rows, number):
         "What speaks, sharpened, and what a search finds besides"
         own, lam = self.solved(x, rows)
         loud = strength(own, x, lam)
@@ -826,7 +832,7 @@ class _Peel:
             x = self.search(self.given.select(both), torch.cat([x, start]), 2*self.unit)
             return self.sharpen(x, both), both
         own, lam = self.solved(x, rows)
-        size = own.loss(x, lam).sqrt() # the residual's length is the unit, for the optimiser's sake
+        size = _length_left(own, x, lam) # the unit of length, for the optimiser's sake
         aimed = self.given.select(fresh).retargeted([r/size for r in own.residual(x, lam)])
         found = self.search(aimed, start, 2*self.unit, kept=(x, lam), size=size.item())
         return self.sharpen(torch.cat([x, found]), both), both
@@ -890,6 +896,6 @@ def peel(
     rows = torch.arange(k, device=x.device)
     x = run.search(objective.select(rows), x, steps - (peeling.units - 4)*unit)
     x = run.sharpen(x, rows)
-    for number in range(1, peeling.rounds + 1): x, rows = run.round(x, rows, number)
+    for number in range(1, peeling.rounds + 1): x, rows = run.look_again(x, rows, number)
     sentence = f'finished {run.step} steps and {peeling.rounds} rounds with {len(x)} candidates'
     return Reconstruction(x, run.solved(x, rows)[1], run.history, [], sentence, rows)

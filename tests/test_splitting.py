@@ -584,6 +584,16 @@ def test_what_is_soft_is_found_where_the_residual_points():
     assert found == len(starts)
 
 
+def test_where_nothing_is_left_nothing_breaks():
+    "A target of zero, and one that the start explains exactly"
+    objective, x, lam = random_problem(k=4)
+    for target in ([torch.zeros_like(t) for t in objective.target], objective.weighted_sum(x, lam)):
+        aimed = objective.retargeted(target)
+        r = peel(aimed, lambda k, number: x[:k].clone(), 4, steps=130, peeling=Peeling(sharpness=(5., 5.)), sharpness=(5., 5.), lr=1e-9, report_every=10)
+        assert torch.isfinite(r.x).all() and torch.isfinite(r.lam).all() and r.history.loss[-1] < 1e-6
+        assert not strength(aimed, x, 0*lam).isnan().any()
+
+
 def test_an_interrupted_peeling_goes_on_to_the_bit(tmp_path):
     "Stopped in every stage by an exception in the callback, resumed from the files of its stages"
     objective, _, _ = random_problem(k=4, seed=3)

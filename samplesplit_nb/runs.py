@@ -518,14 +518,17 @@ def _options(
 def _significant(values): return [float(f'{v:.4g}') for v in values]
 def _rounded(values): return [round(v, 4) for v in values.tolist()]
 
+def _some(count, most):
+    "About so many of the places 0 ... count - 1, the first and the last among them"
+    return sorted({*range(0, count, max(-(-count//most), 1)), count - 1} - {-1})
+
 def thin(
     history:History,
     most:int=200, # reports
     timed:bool=False # also the seconds
 )->dict: # lists
     "Steps, objective and k at no more than about so many reports, the last one included"
-    n = len(history.step)
-    keep = sorted({*range(0, n, max(-(-n//most), 1)), n - 1} - {-1})
+    keep = _some(len(history.step), most)
     out = dict(step=[history.step[i] for i in keep],
                loss=_significant(history.loss[i] for i in keep),
                k=[history.num_candidates[i] for i in keep])
@@ -537,10 +540,13 @@ def split_row(s:Split)->dict:
                 lambda_min=s.values.min().item(), predicted=s.predicted,
                 loss_before=s.loss_before, loss_after=s.loss_after, result=s.result)
 
-def run_record(r:Run)->dict: # ready for JSON
+def run_record(
+    r:Run,
+    looks:int=200 # at the scores of all samples, at most about so many
+)->dict: # ready for JSON
     "Every number of one run"
     splits, history = r.reconstruction.splits, r.reconstruction.history
-    steps, scores = r.evaluations
+    steps, scores = ([values[i] for i in _some(len(values), looks)] for values in r.evaluations)
     return dict(k_start=r.k_start, k_end=len(r.reconstruction.x), steps=r.steps,
                 result=r.reconstruction.result, curve=thin(history),
                 evaluations=dict(step=steps, scores=scores),
@@ -583,7 +589,8 @@ def run(
     folder = None if cache is None else Path(cache)/f'runs-{fingerprint(e)}'
     for name in names:
         runs[name] = attack(problem, name, folder=folder, progress=progress, **_options(e, name, done))
-        done[name] = run_record(runs[name])
+        # a study has many controls, and of most only the end is shown
+        done[name] = run_record(runs[name], 10 if name in CONTROLS else 200)
     base = {name: baselines(problem.data.X, score) for name, score in problem.scores.items()}
     return Result(problem, runs, dict(
         config=config(e), fingerprint=fingerprint(e), environment=environment(problem.device),

@@ -267,7 +267,7 @@ def _peeling(scale):
                 'faces': Experiment(**FACES[scale] | dict(k=40, steps=5200))}
     cases = {name: replace(e, hold=.7, evaluations=4 if scale == 'smoke' else 26) for name, e in base.items()}
     runs = ('plain', 'peel', 'peel, no rounds') if scale == 'medium' else ('plain', 'split', *PEELINGS)
-    return Study('peeling', scale, cases, SEEDS['small'], runs, draw=True)
+    return Study('peeling', scale, cases, SEEDS['small' if scale != 'smoke' else scale], runs, draw=True)
 
 # %% ../nbs/04_experiments.ipynb #57ceeb0c
 # seeds of the paper's figures, by scale

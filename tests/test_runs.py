@@ -87,7 +87,7 @@ def test_a_damaged_or_foreign_record_is_not_used(tmp_path):
 
 def test_every_setting_but_the_device_changes_the_fingerprint():
     other = dict(data='mnist', n=5, data_seed=1, method='kkt', width=11, training='descent', training_steps=7, training_lr=.5, k=9, steps=99, optimizer='sgd', lr=.3, lr_multipliers=.1,
-                 cycles=2, warmup=3, start_scale=.4, start_multipliers=(0., 1.), sharpness='loo', tangent='both', box='unit', box_weight=2., lam_min=.1, share=True, splits=2, split_every=7,
+                 cycles=2, warmup=3, hold=.5, start_scale=.4, start_multipliers=(0., 1.), sharpness='loo', tangent='both', box='unit', box_weight=2., lam_min=.1, share=True, splits=2, split_every=7,
                  threshold=-.5, relative=False, max_fraction=.3, at_once=1, eta_max=.2, num_matvecs=4, seed=5, device='cuda', dtype='float64', evaluations=5)
     base = Experiment(training='descent', training_steps=5)  # so that each alone is allowed
     assert set(other) == {f for f in Experiment.__dataclass_fields__}

@@ -355,7 +355,7 @@ def draw_start(
 
 def _schedule(e, steps, period, cycles):
     "Of the learning rate, see `Experiment`; None: constant"
-    if e.hold is not None: return hold_then_decay(steps, e.hold, e.warmup)
+    if e.hold is not None and cycles is None: return hold_then_decay(steps, e.hold, e.warmup)
     return None if cycles == 0 else warm_restarts(period, e.warmup)
 
 def reconstruct_options(
@@ -442,8 +442,8 @@ def _peeled(e, objective, k, steps, peeling, common):
             f'None for sharpness={e.sharpness!r} and lr_multipliers={e.lr_multipliers}',
             'give two sharpnesses, and let the multipliers be eliminated')
     return peel(objective, lambda count, number: draw_start(e, objective, count, number)[0], k,
-                steps=steps, peeling=peeling, lr=e.lr, sharpness=e.sharpness, hold=.7 if e.hold is None else e.hold,
-                optimizer=OPTIMIZERS[e.optimizer], **common)
+                steps=steps, peeling=peeling, lr=e.lr, sharpness=e.sharpness, optimizer=OPTIMIZERS[e.optimizer],
+                **common, **({} if e.hold is None else dict(hold=e.hold)))
 
 def attack(
     problem:Problem,

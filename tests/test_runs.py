@@ -217,3 +217,10 @@ def test_an_empty_split_is_called_so(tmp_path):
     record['runs']['split']['splits'] = [dict(step=5, split=0)]
     study = type('Study', (), dict(name='figure01', scale='small', records=lambda self, *a, **k: [record]))()
     assert experiments._finding(experiments.CLAIMS[0], study, 'mnist', tmp_path)['reproduced'] == 'nothing was split'
+
+
+def test_a_control_with_its_own_cycles_has_them_whatever_the_experiment_holds():
+    from samplesplit_nb.runs import reconstruct_options
+    held, cycle = (reconstruct_options(replace(TINY, hold=.7, steps=100), 4, cycles=c)['lr_factor'] for c in (None, 1))
+    plain = reconstruct_options(replace(TINY, steps=100), 4, cycles=1)['lr_factor']
+    assert held(60) == 1 > cycle(60) and [cycle(s) for s in range(100)] == [plain(s) for s in range(100)]

@@ -623,8 +623,7 @@ class NetworkObjective(ReconstructionObjective):
 
     def retargeted(self, target:list)->'NetworkObjective': # target: shaped like the parameters
         "The same maps and penalties with another target, for example a residual; shares all other tensors"
-        other = copy.copy(self)
-        other.target = list(target)
+        other:Any = super().retargeted(target)
         if self._gram_form is not None: other._gram_form = GramForm(
             self.tangent.network, other.target, [0.]*len(other.target)) # type: ignore[attr-defined] # a perceptron's
         return other

@@ -269,6 +269,15 @@ def _peeling(scale):
     runs = ('plain', 'peel', 'peel, no rounds') if scale == 'medium' else ('plain', 'split', *PEELINGS)
     return Study('peeling', scale, cases, SEEDS[scale], runs, draw=True)
 
+# %% ../nbs/04_experiments.ipynb #95ec5315
+def _inversion(scale):
+    "The NTK attack at k = 2n on linearised networks and on trained ones, and one sample at a time"
+    if scale == 'smoke': base = {'faces': Experiment(**FACES[scale])}
+    else: base = {data: replace(_ntk(scale, data, 2), hold=.7, steps=3000, evaluations=30) for data in ('mnist', 'cifar10')}
+    trained = _DESCENT | (dict(training_steps=20) if scale == 'smoke' else {})
+    cases = base | {f'{name}-descent': replace(e, **trained) for name, e in base.items()}
+    return Study('inversion', scale, cases, SEEDS[scale], ('plain', 'invert'), draw=True)
+
 # %% ../nbs/04_experiments.ipynb #57ceeb0c
 # seeds of the paper's figures, by scale
 SEEDS = dict(smoke=(0,), small=(0, 1, 2), medium=(0, 1, 2), paper=(0, 1, 2))
@@ -291,8 +300,8 @@ def _figure_experiments(scale):
 # studies that are not in the paper: name -> `Study` at a scale
 OWN_STUDIES = {'controls': _controls, 'curvature': _curvature, 'controls-kkt': _controls_kkt,
                'unknown-n': _unknown_n, 'sensitivity': _sensitivity, 'settings': _settings,
-               'peeling': _peeling}
-_OWN_SCALES = {'peeling': SCALES[:3]} # of the others: smoke and small
+               'peeling': _peeling, 'inversion': _inversion}
+_OWN_SCALES = {'peeling': SCALES[:3], 'inversion': SCALES[:3]} # of the others: smoke and small
 # every name that `get_study` knows
 STUDIES = ('figure01', 'figure03', 'figure05', 'figure08', 'figure09', 'figure11', *OWN_STUDIES)
 

@@ -6,10 +6,10 @@
 __all__ = ['INTERPOLATIONS', 'kkt_residual', 'neurons_from_eigenpairs', 'interpolation_rank', 'KKTPoint', 'make_kkt',
            'SymmetricTensor', 'interpolate_kernel', 'simultaneous_diagonalisation', 'dual_coefficients', 'Matching',
            'match_samples', 'interpolate_symmetric', 'joint_diagonalisation', 'gauss_newton', 'Recovery', 'recover',
-           'recover_trained', 'recover_from_gradient']
+           'recover_trained', 'recover_from_gradient', 'Inversion', 'invert_gradient']
 
 # %% ../nbs/00_identifiability.ipynb #bb597867
-import itertools, math
+import copy, itertools, math
 from dataclasses import dataclass
 import numpy as np
 import scipy.linalg, scipy.optimize, scipy.sparse.linalg
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from .checks import require, require_finite
+from .networks import MLP
 
 # %% ../nbs/00_identifiability.ipynb #d70a978f
 def _require_degree(degree, least=1):
@@ -620,3 +621,261 @@ def recover_from_gradient(
     residual = misfit(X, b)
     return Recovery(X @ Q.T, b*scale, rank, needed, residual,
                     *_judge(rank, needed, residual))
+
+# %% ../nbs/00_identifiability.ipynb #e5f6afd0
+def _count(G):
+    "(rank, drop): where the singular values of a matrix fall the most, and by which factor"
+    G = G[(G != 0).any(1)][:, (G != 0).any(0)]
+    values = torch.linalg.svdvals(G)
+    most = max(int(.9*len(values)), 1) # the last ones of a square matrix of noise fall by themselves
+    after = torch.cat([values[1:], values.new_zeros(1)]).clamp_min(1e-17*values[0])
+    drop, at = (values/after)[:most].max(0)
+    return int(at) + 1, drop.item()
+
+def _factors(G, r): # (U (., r), values (r,), V (., r))
+    "The leading singular triplets"
+    U, values, Vh = torch.linalg.svd(G, full_matrices=False)
+    return U[:, :r], values[:r], Vh[:r].T
+
+# %% ../nbs/00_identifiability.ipynb #d4793b76
+def _with_one(h, bias): # a last entry of 1 where the next layer has a bias
+    return torch.cat([h, h.new_ones(len(h), 1)], 1) if bias else h
+
+class _FirstLayers:
+    "The first two layers of a perceptron in float64, on inputs with a last entry of 1"
+    def __init__(self, network):
+        self.activation = network.activation
+        layers = [(layer.weight.detach().double(), layer.bias) for layer in network.layers]
+        self.bias, self.deeper = layers[1][1] is not None, layers[1:]
+        self.W = torch.cat([layers[0][0], layers[0][1].detach().double()[:, None]], 1) # (m, d+1)
+
+    def hidden(self, z): # (k, m+1), or (k, m) without a bias in the second layer
+        return _with_one(self.activation(z), self.bias)
+
+    def parts(self, gradient): # [(m, d+1), (m_2, m+1)]
+        "The gradients of the first two layers, that of the bias as a last column"
+        gradient = [g.detach().to(self.W) for g in gradient]
+        G1 = torch.cat([gradient[0], gradient[1][:, None]], 1)
+        return G1, torch.cat([gradient[2], gradient[3][:, None]], 1) if self.bias else gradient[2]
+
+    def signals(self, z): # (k, outputs, m), (k, outputs, m_2) from z (k, m)
+        "Derivatives of the outputs by the pre-activations of layers 1 and 2"
+        slopes = [self.activation.slope(z)]
+        for W, b in self.deeper[:-1]:
+            z = self.activation(z) @ W.T + (0 if b is None else b.detach().double())
+            slopes.append(self.activation.slope(z))
+        delta = self.deeper[-1][0].expand(len(z), -1, -1)*slopes[-1][:, None]
+        for (W, _), slope in zip(self.deeper[-2:0:-1], slopes[-2:0:-1]): delta = (delta @ W)*slope[:, None]
+        return (delta @ self.deeper[0][0])*slopes[0][:, None], delta
+
+# %% ../nbs/00_identifiability.ipynb #bf995c24
+def _fit(first, V, Q, starts, iterations, enough=1e-7):
+    "Levenberg-Marquardt on (8) from every start: (x (k, d+1), distances (k,) relative to |h|)"
+    p0 = V[-1]/V[-1].square().sum()
+    N = torch.linalg.svd(V[-1:])[2][1:].T # p = p0 + N q has last entry 1
+    q = (starts @ V - p0) @ N
+    B, z0, H = first.W @ V @ N, first.W @ V @ p0, Q[:len(first.W)] # a bias adds no derivative
+    def away(q): # (z, residual, its square, |h|^2)
+        z = z0 + q @ B.T
+        h = first.hidden(z)
+        r = h - (h @ Q) @ Q.T
+        return z, r[:, :len(first.W)], r.square().sum(1), h.square().sum(1)
+    now, damping = [q, *away(q)], q.new_full((len(q),), .1)
+    live = torch.arange(len(q) if B.shape[1] else 0, device=q.device)
+    for _ in range(iterations):
+        if not len(live): break
+        q, z, r, square, _ = (v[live] for v in now)
+        J = first.activation.slope(z)[:, :, None]*B
+        P = H.T @ J
+        A, g = J.mT @ J - P.mT @ P, (J.mT @ r[:, :, None])[:, :, 0]
+        size = A.diagonal(dim1=1, dim2=2)
+        ridge = damping[live, None]*size + 1e-14*size.amax(1, keepdim=True) + 1e-300 # solvable in any case
+        new = q - torch.linalg.solve(A + torch.diag_embed(ridge), g)
+        new = [new, *away(new)]
+        better = new[3] < square
+        for v, w in zip(now, new): v[live[better]] = w[better]
+        damping[live] = torch.where(better, damping[live]/3, damping[live]*4).clamp_min(1e-12)
+        stuck = torch.where(better, new[3] > (1 - 1e-6)*square, damping[live] > 1e6)
+        live = live[(now[3][live] > enough**2*now[4][live]) & ~stuck]
+    return (p0 + now[0] @ N.T) @ V.T, (now[3]/now[4]).sqrt()
+
+def _starts(first, G, count, scale, generator): # (count, d+1)
+    "Random combinations of the rows of G, scaled to pre-activations of that size"
+    x = torch.randn(count, len(G), generator=generator, dtype=torch.float64).to(G) @ G
+    x[:, -1] = 0
+    size = (x @ first.W.T).square().mean(1, keepdim=True).sqrt().clamp_min(1e-300)
+    x = scale*x/size
+    x[:, -1] = 1
+    return x
+
+# %% ../nbs/00_identifiability.ipynb #a2f42b51
+def _distinct(x, least): # places of rows (k, d), in order
+    "Rows no nearer to an earlier one than `least` times their norm"
+    near = torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist') <= least*x.norm(dim=1)
+    kept:list = []
+    for i in range(len(x)):
+        if not near[kept, i].any(): kept.append(i)
+    return torch.tensor(kept, dtype=torch.long, device=x.device)
+
+_OUTSIDE = .1 # largest part of a certain signal outside its span: a neuron or two at their kink may be on the wrong side
+
+def _shares(first, x, factors): # (which are certain, [delta_l of those], [h_l])
+    "What the certain ones among x (k, d+1) add to the two gradients, given by their leading `_factors`"
+    z = x @ first.W.T
+    inputs, deltas = (x, first.hidden(z)), first.signals(z)
+    # of dependent samples the first gradient has fewer directions than signals: nothing to test
+    outside = [d - d @ U @ U.T for d, (U, values, _) in zip(deltas, factors) if len(values) >= len(factors[1][1])]
+    c = torch.linalg.eigh(sum(o @ o.mT for o in outside))[1][:, None, :, 0]
+    signals = [(c @ d)[:, 0] for d in deltas]
+    part = torch.stack([(c @ o)[:, 0].norm(dim=1)/s.norm(dim=1).clamp_min(1e-300)
+                        for o, s in zip(reversed(outside), reversed(signals))]).amax(0)
+    U, values, V = factors[1]
+    scale = 1/((inputs[1] @ V/values)*(signals[1] @ U)).sum(1, keepdim=True)
+    good = (part < _OUTSIDE).nonzero()[:, 0]
+    return good, [(scale*s)[good] for s in signals], [h[good] for h in inputs]
+
+# %% ../nbs/00_identifiability.ipynb #3bfb4b19
+@dataclass(frozen=True)
+class Inversion:
+    "Samples read off a gradient, and what the answer is worth"
+    X:Tensor # (k, d) samples, the surest first
+    multipliers:Tensor # (k, outputs) c_i: derivative of the loss by the outputs; the labels can be read off
+    distance:Tensor # (k,) of the activations from their span, relative to their norm
+    samples:int # n, as given or counted
+    remainder:float # |G - sum_i grad <c_i, Phi(x_i)>| / |G|, all layers
+    complete:bool # as many samples as were counted, and nothing left
+    sentence:str # that verdict in words
+
+_SHARP = 10. # a drop of the singular values that counts as their end
+_SCALES = (.2, 2., .05, 20.) # of the starts, in turn
+
+class _Inverting:
+    "The search, round by round"
+    def __init__(self, network, gradient, samples, directions, accept):
+        self.first = _FirstLayers(network)
+        self.gradients = self.first.parts(gradient)
+        (n1, drop1), (n2, drop2) = map(_count, self.gradients)
+        # of one gradient both end as sharply, but for dependent samples, which fill the first span;
+        # of many the second does not end
+        sharp1, sharp2 = drop1 >= max(_SHARP, drop2**.5), drop2 >= max(_SHARP, drop1**.5)
+        require(bool(samples) or sharp1 or sharp2, 'samples', samples,
+                'given where no drop of the singular values tells it', 'pass samples=n')
+        n = self.n = samples or max(n1*sharp1, n2*sharp2)
+        self.exact = sharp2 if directions is None else directions == n
+        neurons, inside = len(self.first.W) + self.first.bias, min(self.gradients[1].shape) - 1
+        r = min(n, n1 if sharp1 else n, *self.gradients[0].shape)
+        s = directions or (min(n, n2) if self.exact else min(4*n, max(n, neurons//2)))
+        require(s <= inside and s + r <= neurons, 'samples', n,
+                f'at most {neurons//2} with {len(self.first.W)} neurons: {r - 1} unknowns per sample against '
+                f'{neurons - s} equations', 'use a wider network, or fewer directions')
+        self.factors = [_factors(G, r) for G, r in zip(self.gradients, (r, s))]
+        self.V, self.Q = (V for _, _, V in self.factors)
+        # in coordinates of the spans: small matrices, and less noise
+        self.left = self.whole = [G @ V for G, V in zip(self.gradients, (self.V, self.Q))]
+        self.floors = [values[-1]*max(drop, 1e3)**-.5 for (_, values, _), drop in zip(self.factors, (drop1, drop2))]
+        self.x, self.distance = self.V.new_zeros(0, len(self.V)), self.V.new_zeros(0)
+        # nothing is seen sharper than the noise, which is a drop below the weakest sample
+        self.accept = accept or (min(max(10/drop2, 1e-6), .01) if self.exact else .03)
+
+    def spans(self):
+        "Bases of what is left of the two spans"
+        if not self.exact: return self.V, self.Q
+        return [V @ _factors(G, max(int((torch.linalg.svdvals(G) > floor).sum()), 1))[2]
+                for V, G, floor in zip((self.V, self.Q), self.left, self.floors)]
+
+    def look(self, count, scale, iterations, generator):
+        "A round from new starts"
+        missing = max(self.n - len(self.x), 1) if self.exact else self.n
+        starts = _starts(self.first, self.left[0] @ self.V.T, count or min(max(missing, 20), 50), scale, generator)
+        x, distance = _fit(self.first, *self.spans(), starts, iterations)
+        order = distance.argsort()
+        order = order[distance[order] < self.accept]
+        if self.exact: return self.take_out(x[order])
+        x, distance = torch.cat([self.x, x[order]]), torch.cat([self.distance, distance[order]])
+        order = distance.argsort()
+        order = order[_distinct(x[order, :-1], .1)]
+        self.x, self.distance = x[order], distance[order]
+
+    def take_out(self, x):
+        "Keep what is certain, each on the whole spans that no error of another has touched, and look no more for it"
+        x, distance = _fit(self.first, self.V, self.Q, torch.cat([self.x, x]), 10, enough=0.)
+        kept = _distinct(x[:, :-1], .01)[:self.n]
+        good, deltas, inputs = _shares(self.first, x[kept], self.factors)
+        self.left = [G - delta.T @ (h @ V) for G, delta, h, V in zip(self.whole, deltas, inputs, (self.V, self.Q))]
+        self.x, self.distance = x[kept[good]], distance[kept[good]]
+
+# %% ../nbs/00_identifiability.ipynb #9fdccdbf
+def _multipliers(first, x, gradients): # (k, outputs)
+    "Least squares: the c_i that explain most of the two gradients"
+    z = x @ first.W.T
+    inputs, deltas = (x, first.hidden(z)), first.signals(z)
+    k, outputs = deltas[0].shape[:2]
+    if not k: return x.new_zeros(0, outputs)
+    K = sum(torch.einsum('ij,iaw,jbw->iajb', h @ h.T, d, d) for h, d in zip(inputs, deltas))
+    right = sum(torch.einsum('iaw,iw->ia', d, h @ G.T) for h, d, G in zip(inputs, deltas, gradients))
+    return (torch.linalg.pinv(K.reshape(k*outputs, -1), hermitian=True, rtol=1e-13) @ right.flatten()).view(k, outputs)
+
+def _remainder(network, gradient, X, c):
+    "The share of the gradient that the samples do not explain, by autograd through all layers"
+    copied = copy.deepcopy(network).double().requires_grad_(True)
+    with torch.enable_grad(): value = (c*copied(X)).sum()
+    mine = torch.autograd.grad(value, list(copied.parameters()))
+    gradient = [g.detach().to(X) for g in gradient]
+    size = lambda parts: sum(v.square().sum().item() for v in parts)
+    return math.sqrt(size(g - f for g, f in zip(gradient, mine))/size(gradient))
+
+def _require_perceptron(network, gradient):
+    require(isinstance(network, MLP) and len(network.layers) >= 3, 'network',
+            f'<{type(network).__name__} with {len(getattr(network, "layers", []))} layers>',
+            'an MLP with two hidden layers or more', 'one hidden layer: see recover_from_gradient')
+    require(network.bias != 'none', 'bias', "'none'", "'all' or 'first'",
+            'without biases an image is determined up to its scale only; add a first bias of zeros')
+    shapes = [tuple(p.shape) for p in network.parameters()]
+    require([tuple(g.shape) for g in gradient] == shapes, 'gradient', [tuple(g.shape) for g in gradient],
+            str(shapes), 'one tensor per parameter, in the order of network.parameters()')
+    for g in gradient: require_finite('gradient', g)
+    for p in network.parameters(): require_finite('weights', p)
+    require(all(bool((g != 0).any()) for g in (gradient[0], gradient[2])),
+            'gradient', '<all zero>', 'nonzero in the first two layers', 'without a step nothing can be reconstructed')
+
+@torch.no_grad()
+def invert_gradient(
+    network:MLP, # where the gradient was taken; two hidden layers or more, a bias in the first
+    gradient:list, # shaped like the parameters; any multiple, sign included
+    *,
+    samples:int|None=None, # n; None: counted, see `_count`
+    directions:int|None=None, # of the second span; None: n where its end is sharp, else 4n, at most half of the neurons
+    starts:int|None=None, # per round; None: one per sample still missing, 20 to 50
+    rounds:int=24, # at most; eight in a row that bring nothing end the search
+    iterations:int=40, # Gauss-Newton steps per start, at most
+    accept:float|None=None, # largest relative distance of the activations from their span; None: ten times the noise, 1e-6 to 0.01; 0.03 where nothing is taken out
+    seed:int=0 # of the starts
+)->Inversion: # ValueError for other networks, shapes, nan, a zero gradient, impossible numbers
+    "The samples behind one full-batch gradient of a perceptron with known weights, by its two spans (equation 8); beyond the paper"
+    gradient = list(gradient)
+    _require_perceptron(network, gradient)
+    for name, value in (('samples', samples), ('directions', directions), ('starts', starts),
+                        ('rounds', rounds), ('iterations', iterations)):
+        require(value is None or isinstance(value, int) and value >= 1, name, value, 'a whole number, at least 1', 'leave it out')
+    search = _Inverting(network, gradient, samples, directions, accept)
+    generator = torch.Generator().manual_seed(seed)
+    idle = 0 # rounds in a row
+    for number in range(rounds):
+        before = len(search.x)
+        search.look(starts, _SCALES[number % len(_SCALES)], iterations, generator)
+        idle = 0 if len(search.x) > before else idle + 1
+        if idle == 2*len(_SCALES) or search.exact and len(search.x) == search.n: break
+    X = search.x[:, :-1]
+    c = _multipliers(search.first, search.x, search.gradients)
+    remainder = _remainder(network, gradient, X, c)
+    complete = search.exact and len(X) == search.n and remainder < max(search.accept, 1e-6)
+    return Inversion(X, c, search.distance, search.n, remainder, complete, _verdict(search, remainder, complete))
+
+def _verdict(search, remainder, complete):
+    "What was found, in words"
+    k, n = len(search.x), search.n
+    if complete: return f'all {n} samples: they explain the gradient to {remainder:.0e}'
+    if search.exact: return (f'{k} of {n} samples, {remainder:.0e} of the gradient is left: '
+                             'take more rounds, or another seed')
+    return (f'{k} candidates for {n} samples, {remainder:.0e} of the gradient is left: '
+            'it is no single gradient at these weights, or rounded')

@@ -11,8 +11,8 @@ __all__ = ['OPTIMIZERS', 'CHOICES', 'TRAINING', 'OURS', 'CONTROLS', 'PEELINGS', 
            'best_by_loss']
 
 # %% ../nbs/support/runs.ipynb #ae6bdbb5
-import copy, json, platform
-from dataclasses import asdict, dataclass, replace
+import copy, json, platform, time
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from .checks import pick_device, require
 from .data import SOURCES, ImageData, load_data, load_images
+from .identifiability import invert_gradient
 from .metrics import L2, SSIM, Score, baselines, recovered, summarize, top_samples
 from .networks import MLP
 from .objectives import KKTObjective, MulticlassKKTObjective, NTKObjective, ReconstructionObjective, preset
@@ -426,7 +427,7 @@ class Evaluations:
 @dataclass
 class Run:
     "One attack and how well it did"
-    name:str # 'plain', 'split', or one of `PEELINGS` or `CONTROLS`
+    name:str # 'plain', 'split', 'invert', or one of `PEELINGS` or `CONTROLS`
     k_start:int # candidates at the start
     steps:int # gradient steps in all
     reconstruction:Reconstruction
@@ -435,6 +436,7 @@ class Run:
     nearest:Tensor # (n,) the candidate that each training sample is scored by
     unseen:dict # name -> scores of images that were not trained on; empty where there are none
     snapshots:dict # step -> (n, d) the candidate nearest to each sample, at about ten steps; since the last resume only
+    facts:dict = field(default_factory=dict) # what else the method says of itself, in plain numbers
 
 def _peeled(e, objective, k, steps, peeling, common):
     "What `peel` finds under the settings of the experiment"
@@ -445,6 +447,23 @@ def _peeled(e, objective, k, steps, peeling, common):
                 steps=steps, peeling=peeling, lr=e.lr, sharpness=e.sharpness, optimizer=OPTIMIZERS[e.optimizer],
                 **common, **({} if e.hold is None else dict(hold=e.hold)))
 
+def _inverted(problem, objective, seen):
+    "(`Reconstruction`, facts): the samples read off the whole step of training, one by one"
+    e, trained = problem.experiment, problem.trained
+    require(e.method == 'ntk', 'runs', "'invert'", f"left out for method {e.method!r}",
+            'it needs the weights before training')
+    begin = time.perf_counter()
+    step = [q - p for p, q in zip(trained.init.parameters(), trained.model.parameters())]
+    found = invert_gradient(trained.init, step, seed=e.seed)
+    seconds = time.perf_counter() - begin
+    X = found.X if len(found.X) else found.X.new_zeros(1, objective.d) # a grey image stands for none
+    x, exact = X.to(objective.target[0]), objective.smoothed(None) # ReLU as it is
+    value, gradient, lam = exact.projected_value_and_grad(x)
+    seen(0, value.item(), x, lam)
+    history = History([0], [value.item()], [gradient.norm().item()], [len(x)], [seconds])
+    facts = dict(found=len(found.X), counted=found.samples, complete=found.complete, remainder=found.remainder)
+    return Reconstruction(x, lam, history, [], found.sentence, torch.arange(len(x), device=x.device)), facts
+
 def attack(
     problem:Problem,
     name:str, # of the run
@@ -453,23 +472,25 @@ def attack(
     steps:int|None=None, # None: the experiment's
     cycles:int|None=None, # of the learning rate; None: the experiment's
     peeling:Peeling|None=None, # look again at what is left, see `splitting.peel`; None: one search
+    invert:bool=False, # solve for one sample at a time, see `identifiability.invert_gradient`; takes no steps
     folder:Path|None=None, # where the run's state is kept, to resume it; None: nowhere
     progress:bool=False # show a bar with loss, candidates and time left
-)->Run: # ReconstructionError if it diverges; ValueError for peeling with a schedule that is not ours
+)->Run: # ReconstructionError if it diverges; ValueError for peeling with a schedule that is not ours, or inversion without the weights before training
     "Reconstruct from the weights alone; score against the truth on the way and at the end"
     e, k = problem.experiment, problem.experiment.k if k is None else k
-    steps = e.steps if steps is None else steps
+    steps = 0 if invert else e.steps if steps is None else steps
     each = max(steps//(5*e.evaluations), 1) # steps between reports; scores at a multiple of them
     every = each*max(round(steps/e.evaluations/each), 1)
     slug = name.replace(' ', '-').replace(',', '')
     path = (lambda suffix: None if folder is None else Path(folder)/f'{slug}{suffix}')
     seen = Evaluations(problem.data.X, next(iter(problem.scores.values())), every, steps,
                        path('-scores.json'))
-    objective = problem.objective(k)
+    objective, facts = problem.objective(k), {}
     common:dict = dict(
         report_every=each, callback=seen, progress=f'{name:>24}' if progress else False,
         checkpoint=None if folder is None else Checkpoint(Path(folder)/f'{slug}.safetensors', every_seconds=30.))
-    if peeling is not None: found = _peeled(e, objective, k, steps, peeling, common)
+    if invert: found, facts = _inverted(problem, objective, seen)
+    elif peeling is not None: found = _peeled(e, objective, k, steps, peeling, common)
     else:
         x, lam = problem.start(objective, k)
         found = reconstruct(objective, x, lam, rule=rule, when=Every(e.period), stop=Stop(events=e.splits),
@@ -479,7 +500,7 @@ def attack(
     unseen = {} if problem.unseen is None else {
         name: score(problem.unseen.X, x)[0] for name, score in problem.scores.items()}
     return Run(name, k, steps, found, seen.table(), {name: s for name, (s, _) in final.items()},
-               next(iter(final.values()))[1], unseen, seen.nearest)
+               next(iter(final.values()))[1], unseen, seen.nearest, facts)
 
 # %% ../nbs/support/runs.ipynb #94b07ed7
 # runs that tell what else might explain the gain, by name
@@ -494,10 +515,11 @@ def _options(
     done:dict # the records of runs before it; controls need 'plain' and 'split'
 )->dict: # arguments of `attack`
     "What a run of that name does differently; ValueError for an unknown name"
-    known = ('plain', 'split', *PEELINGS, *CONTROLS)
+    known = ('plain', 'split', 'invert', *PEELINGS, *CONTROLS)
     require(name in known, 'runs', repr(name), f'among {known}', 'check the spelling')
     if name == 'plain': return {}
     if name == 'split': return dict(rule=e.rule if e.splits else None)
+    if name == 'invert': return dict(invert=True)
     if name in PEELINGS: return dict(peeling=PEELINGS[name])
     require({'plain', 'split'} <= set(done), 'runs', repr(name), 'after plain and split',
             'put these two first')
@@ -554,7 +576,8 @@ def run_record(
                 unseen={name: _rounded(s) for name, s in r.unseen.items()},
                 splits=[split_row(s) for s in splits],
                 timing=dict(seconds=round(history.seconds[-1], 2),
-                            splitting=round(sum(s.seconds for s in splits), 2)))
+                            splitting=round(sum(s.seconds for s in splits), 2)),
+                **({'facts': r.facts} if r.facts else {}))
 
 # %% ../nbs/support/runs.ipynb #fbdcbd6e
 def environment(device:torch.device)->dict:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 _HOME = {'load_data': 'data', 'MLP': 'networks', 'train_ntk': 'training', 'train_kkt': 'training', 'NTKObjective': 'objectives',
          'KKTObjective': 'objectives', 'MulticlassKKTObjective': 'objectives', 'reconstruct': 'splitting', 'SplitRule': 'splitting',
-         'Every': 'splitting', 'nearest_l2': 'metrics', 'recover': 'identifiability', 'Experiment': 'runs', 'run': 'runs'}
+         'Every': 'splitting', 'nearest_l2': 'metrics', 'recover': 'identifiability',
+         'invert_gradient': 'identifiability', 'Experiment': 'runs', 'run': 'runs'}
 __all__ = list(_HOME)
 
 if TYPE_CHECKING:  # the same names, for type checkers and completion; tests/test_api.py compares the two lists
     from .data import load_data as load_data
-    from .identifiability import recover as recover
+    from .identifiability import invert_gradient as invert_gradient, recover as recover
     from .metrics import nearest_l2 as nearest_l2
     from .networks import MLP as MLP
     from .objectives import KKTObjective as KKTObjective, MulticlassKKTObjective as MulticlassKKTObjective, NTKObjective as NTKObjective

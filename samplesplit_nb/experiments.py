@@ -276,7 +276,7 @@ def _inversion(scale):
     else: base = {data: replace(_ntk(scale, data, 2), hold=.7, steps=3000, evaluations=30) for data in ('mnist', 'cifar10')}
     trained = _DESCENT | (dict(training_steps=20) if scale == 'smoke' else {})
     cases = base | {f'{name}-descent': replace(e, **trained) for name, e in base.items()}
-    return Study('inversion', scale, cases, SEEDS[scale], ('plain', 'invert'), draw=True)
+    return Study('inversion', scale, cases, SEEDS[scale], ('invert',) if scale == 'medium' else ('plain', 'invert'), draw=True)
 
 # %% ../nbs/04_experiments.ipynb #57ceeb0c
 # seeds of the paper's figures, by scale

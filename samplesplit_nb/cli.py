@@ -64,12 +64,13 @@ def _run_options(parser, out=None):
     if out: _add(parser, '--out', out, 'folder for the results, made if needed', metavar='DIR')
     _json_option(parser)
 
-def _network_options(parser, init):
+def _network_options(parser, init=None, positional=False):
     group = parser.add_argument_group('the network')
-    group.add_argument('--weights', metavar='FILE', required=True,
-                       help='a state dict (.pt, .pth) or .safetensors; nothing in it is run')
-    if init: group.add_argument('--init', metavar='FILE',
-                                help='the weights before training, for --method ntk')
+    name, kw = (('weights', dict(metavar='WEIGHTS')) if positional
+                else ('--weights', dict(metavar='FILE', required=True)))
+    group.add_argument(name, help='a state dict (.pt, .pth) or .safetensors; nothing in it is run',
+                       **kw)
+    if init: group.add_argument('--init', metavar='FILE', help=init)
     group.add_argument('--module', metavar='PKG:FACTORY',
                        help='a function that returns the nn.Module to load the weights into '
                             '(default: a ReLU perceptron, its layers inferred)')
@@ -103,7 +104,7 @@ def _reconstruct_options(commands):
         description='Reconstruct training data from weights alone, with sample splitting. '
                     'Writes reconstruction.npz, reconstruction.json, candidates.png and, with '
                     '--data, reconstructions.png.')
-    _network_options(p, init=True)
+    _network_options(p, init='the weights before training, for --method ntk')
     attack = p.add_argument_group('the attack')
     attack.add_argument('--method', choices=METHODS, help='needed unless --preset names it')
     attack.add_argument('--preset', metavar='NAME',
@@ -137,7 +138,8 @@ PRESET_LINES = {
     'unknown-n': 'k from n/2 to 4n, on faces',
     'sensitivity': 'threshold, number of splits and largest step, one at a time, on faces',
     'settings': 'NTK attack, MNIST, k = 2n, one setting at a time',
-    'peeling': 'NTK attack, k = 2n, and another look at what it leaves'}
+    'peeling': 'NTK attack, k = 2n, and another look at what it leaves',
+    'inversion': 'NTK attack, k = 2n, beside equations for one sample at a time'}
 
 def _study_options(parser):
     _add(parser, '--scale', 'small', "smoke (seconds), small (minutes), medium (hours) or paper (the "
@@ -170,13 +172,34 @@ def _experiment_options(commands):
     _run_options(p)
 
 # %% ../nbs/support/cli.ipynb #7f0a8a70
+def _invert_options(commands):
+    p = commands.add_parser(
+        'invert', help='read training data off the step between two checkpoints',
+        description='Read training data off the difference of the weights after and before '
+                    'training, by equations for one sample at a time (two hidden layers or more, a '
+                    'bias in the first). Exact after one gradient step or linearised training, '
+                    'nearly so after many steps. Writes reconstruction.npz, reconstruction.json, '
+                    'candidates.png and, with --data, reconstructions.png.')
+    _network_options(p, init='the weights of the same network before the step, or before training',
+                     positional=True)
+    attack = p.add_argument_group('the attack')
+    attack.add_argument('--samples', type=int, metavar='N',
+                        help='how many there are (default: counted)')
+    attack.add_argument('--directions', type=int, metavar='N',
+                        help='of the second layer to keep (default: one for each sample, four after '
+                             'many steps)')
+    _add(attack, '--rounds', 24, 'of the search, at most')
+    _add(attack, '--seed', 0, 'draws the starting points')
+    _data_options(p, 'scoring only; the attack never sees it')
+    _run_options(p, 'runs/invert')
+
 def _evaluate_options(commands):
     p = commands.add_parser(
         'evaluate', help='score a reconstruction, with trivial baselines beside it',
         description='For each training image, how near its nearest candidate is (L2, SSIM), '
                     'beside what the mean image and the nearest other training image score.')
     p.add_argument('--reconstruction', metavar='FILE.npz', required=True,
-                   help='from `samplesplit reconstruct` or `demo`')
+                   help='from `samplesplit reconstruct`, `invert` or `demo`')
     _data_options(p, 'the training data', required=True)
     _json_option(p)
 
@@ -186,7 +209,7 @@ def _certify_options(commands):
         description='Layers, homogeneity, equations against unknowns, the rank condition of '
                     'a polynomial network; with --data margins and how nearly the KKT '
                     'conditions hold.')
-    _network_options(p, init=False)
+    _network_options(p)
     p.add_argument('--degree', type=int, metavar='A',
                    help='the activation is t^A (two layers, no biases), not ReLU')
     _data_options(p, 'the training data, to test stationarity')
@@ -198,7 +221,8 @@ def _parser():
         prog='samplesplit', description="Reconstruct training data from a network's weights.")
     commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for options in (_demo_options, _figure_options, _experiment_options, _train_options,
-                    _reconstruct_options, _evaluate_options, _certify_options): options(commands)
+                    _invert_options, _reconstruct_options, _evaluate_options,
+                    _certify_options): options(commands)
     return top
 
 # %% ../nbs/support/cli.ipynb #5c266a48
@@ -452,8 +476,8 @@ def _read_found(path):
     try: arrays = load_arrays(path)
     except (ValueError, AttributeError, KeyError, EOFError, BadZipFile): arrays = {}
     found = [v for k, v in arrays.items() if k == 'x' or k.startswith('x_')]
-    _require(found and all(v.ndim == 2 and v.dtype.kind == 'f' for v in found),
-             '--reconstruction', path, 'an .npz file with candidates x (k, d)',
+    _require(found and all(v.ndim == 2 and len(v) and v.dtype.kind == 'f' for v in found),
+             '--reconstruction', path, 'an .npz file with candidates x (k, d), k at least 1',
              'give the reconstruction.npz that `samplesplit reconstruct` wrote')
     return arrays
 
@@ -490,6 +514,14 @@ def _settings(args, dtype):
                    splits=(steps - 1)//every if every else min(3, steps - 1))
 
 # %% ../nbs/support/cli.ipynb #a11aa16e
+def _check_positive(args, *names):
+    "ValueError for options that are given and not positive"
+    for name in names:
+        value = getattr(args, name)
+        option = f'-{name}' if name == 'k' else f'--{name.replace("_", "-")}'
+        _require(value is None or (value > 0 and math.isfinite(value)), option, value,
+                 'positive', 'leave it out for the default')
+
 def _check_attack(args, outputs):
     "ValueError for options that do not go together"
     _require(args.method == 'ntk' or args.init is None, '--init', args.init,
@@ -501,11 +533,7 @@ def _check_attack(args, outputs):
     _require(fits, '--method', args.method,
              f'one for {outputs} output{"s" if outputs > 1 else ""}',
              f'use --method {"multiclass" if outputs > 1 else "kkt"}')
-    for name in ('k', 'steps', 'lr', 'chunk_size'):
-        value = getattr(args, name)
-        option = f'-{name}' if name == 'k' else f'--{name.replace("_", "-")}'
-        _require(value is None or (value > 0 and math.isfinite(value)), option, value,
-                 'positive', 'leave it out for the default')
+    _check_positive(args, 'k', 'steps', 'lr', 'chunk_size')
 
 # %% ../nbs/support/cli.ipynb #64e4cb83
 def _method(args):
@@ -518,6 +546,14 @@ def _method(args):
              'choose another preset')
     return named
 
+def _before(args, model, device):
+    "The network before training; ValueError unless its shapes are those of the model"
+    init = _network(args.init, args, device)
+    _require([p.shape for p in init.parameters()] == [p.shape for p in model.parameters()],
+             '--init', args.init, 'of the same shapes as the weights after it',
+             'give the same network before training')
+    return init
+
 def _set_up(args):
     "Everything before the first step; mistakes show here"
     from samplesplit_nb.checks import pick_device
@@ -529,10 +565,7 @@ def _set_up(args):
     param = next(model.parameters())
     outputs = model(param.new_zeros(1, *(shape if args.module else (d,)))).shape[1]
     _check_attack(args, outputs)
-    init = args.init and _network(args.init, args, device).to(param.dtype)
-    _require(init is None or [p.shape for p in init.parameters()]
-             == [p.shape for p in model.parameters()], '--init', args.init,
-             'of the same shapes as --weights', 'give the same network before training')
+    init = args.init and _before(args, model, device).to(param.dtype)
     task = 'multiclass' if args.method == 'multiclass' else 'binary'
     data = _load_data(args, task, d) if args.data else None
     e = _settings(args, str(param.dtype).removeprefix('torch.'))
@@ -569,17 +602,33 @@ def _matches_figure(rows, data, most=30):
                       'Nearest candidate to each training image, L2 distance below, best first')
 
 # %% ../nbs/support/cli.ipynb #c4d75d72
+def _save_found(args, out, setup, arrays, record, say):
+    "Write the arrays (x, lam and what else there is), scores and pictures; return the record with the scores"
+    import numpy as np
+    from samplesplit_nb.runs import unseen_images
+    from samplesplit_nb.storage import save_arrays, save_figure, save_json
+    save_arrays(out/'reconstruction.npz', **arrays, shape=np.array(setup.shape or (), dtype=int))
+    rows, picture = _picture_rows(arrays['x'], setup.shape)
+    written = ['reconstruction.npz', 'reconstruction.json']
+    if setup.data is not None and len(rows):
+        record |= dict(data=_about_data(args, setup.data),
+                       scores=_scores({'reconstruction': rows}, setup.data,
+                                      unseen_images(args.data, setup.data, args.data_seed)))
+        save_figure(out/'reconstructions.png', _matches_figure(rows, setup.data))
+        written.append('reconstructions.png')
+    if picture is not None and len(rows):
+        save_figure(out/'candidates.png', _candidates_figure(rows, arrays['lam'], picture))
+        written.append('candidates.png')
+    save_json(out/'reconstruction.json', record)
+    for name in written: say(f'wrote {out/name}', None)
+    return record
+
 def _save_attack(args, out, setup, found, say):
     "Write all files of a reconstruction and return its record"
-    import numpy as np
-    from samplesplit_nb.runs import reconstruct_options, split_row, thin, unseen_images
-    from samplesplit_nb.storage import save_arrays, save_figure, save_json
-    x, lam, origins = found.x.cpu(), found.lam.cpu(), found.origins.cpu()
+    from samplesplit_nb.runs import reconstruct_options, split_row, thin
+    origins = found.origins.cpu()
     own = getattr(setup.objective, 'labels', None)
     labels = {} if own is None else dict(labels=own.cpu()[origins])
-    save_arrays(out/'reconstruction.npz', x=x, lam=lam, origins=origins,
-                shape=np.array(setup.shape or (), dtype=int), **labels)
-    rows, picture = _picture_rows(x, setup.shape)
     e = setup.experiment
     record = dict(
         command='reconstruct', weights=str(args.weights), init=args.init, method=args.method,
@@ -587,21 +636,10 @@ def _save_attack(args, out, setup, found, say):
         settings=dict(k=e.k, steps=e.steps, lr=e.lr, chunk_size=args.chunk_size,
                       lr_multipliers=reconstruct_options(e, e.k)['lr_multipliers'],
                       rule=None if setup.rule is None else repr(setup.rule), split_every=e.period),
-        result=found.result, candidates=len(x), history=thin(found.history, 100, timed=True),
+        result=found.result, candidates=len(found.x), history=thin(found.history, 100, timed=True),
         splits=[split_row(s) for s in found.splits])
-    written = ['reconstruction.npz', 'reconstruction.json']
-    if setup.data is not None:
-        record |= dict(data=_about_data(args, setup.data),
-                       scores=_scores({'reconstruction': rows}, setup.data,
-                                      unseen_images(args.data, setup.data, args.data_seed)))
-        save_figure(out/'reconstructions.png', _matches_figure(rows, setup.data))
-        written.append('reconstructions.png')
-    if picture is not None:
-        save_figure(out/'candidates.png', _candidates_figure(rows, lam, picture))
-        written.append('candidates.png')
-    save_json(out/'reconstruction.json', record)
-    for name in written: say(f'wrote {out/name}', None)
-    return record
+    arrays = dict(x=found.x.cpu(), lam=found.lam.cpu(), origins=origins, **labels)
+    return _save_found(args, out, setup, arrays, record, say)
 
 # %% ../nbs/support/cli.ipynb #c7114442
 def _reconstruct(args):
@@ -635,6 +673,67 @@ def _reconstruct(args):
     for s in found.splits: say(f'  step {s.step}: {s.result}')
     record = _save_attack(args, out, setup, found, say)
     if setup.data is not None: say(_table(record['scores']), None)
+    return record
+
+# %% ../nbs/support/cli.ipynb #add0f4a4
+def _ready_to_invert(args):
+    "Both networks, shape and data; mistakes show here"
+    from samplesplit_nb.checks import pick_device
+    from samplesplit_nb.networks import MLP
+    _require(args.init is not None, '--init', None,
+             'the weights before training: what is read is the step from them',
+             'give --init FILE; the method kkt of `samplesplit reconstruct` needs none')
+    _check_positive(args, 'samples', 'directions', 'rounds')
+    device = pick_device(args.device)
+    model = _network(args.weights, args, device)
+    _require(isinstance(model, MLP), '--module', args.module,
+             'a function that returns an MLP of samplesplit_nb.networks',
+             '`samplesplit reconstruct` takes any module')
+    init = _before(args, model, device)
+    assumed, args.module = args.module is None, None # a perceptron takes rows, whoever made it
+    d, shape = _input_shape(args, model)
+    task = 'multiclass' if model.widths[-1] > 1 else 'binary'
+    return SimpleNamespace(model=model, init=init, assumed=assumed, shape=shape,
+                           data=_load_data(args, task, d) if args.data else None)
+
+def _inversion(args, setup):
+    "What `invert_gradient` says of the step; its ValueError in the words of the command line"
+    from samplesplit_nb.identifiability import invert_gradient
+    step = [q.double() - p.double()
+            for p, q in zip(setup.init.parameters(), setup.model.parameters())]
+    try: return invert_gradient(setup.init, step, samples=args.samples, directions=args.directions,
+                                rounds=args.rounds, seed=args.seed)
+    except ValueError as e:
+        why = str(e).replace('samples=', '--samples=')
+        # the step from an unrelated network has no end of its singular values either
+        if 'samples=None' in why: why += ', and check that --init is this network before training'
+        raise ValueError(why) from e
+
+# %% ../nbs/support/cli.ipynb #e0c33acc
+def _invert(args):
+    "`samplesplit invert`"
+    import time
+    out, say = _writable(args.out), _say(args)
+    setup = _ready_to_invert(args)
+    about, line = _about(setup.model)
+    say(f'network: {line}')
+    if setup.assumed: say('activation: ReLU, assumed; --module names any other')
+    begin = time.perf_counter()
+    found = _inversion(args, setup)
+    seconds = time.perf_counter() - begin
+    k, X, c = len(found.X), found.X.cpu(), found.multipliers.cpu()
+    say(f'result: {found.sentence}\n{k} found, {found.samples} '
+        f'{"given" if args.samples else "counted"}; {found.remainder:.1e} of the step is left; '
+        f'{seconds:.2g} seconds')
+    record = dict(
+        command='invert', weights=str(args.weights), init=args.init, network=about, seed=args.seed,
+        settings=dict(samples=args.samples, directions=args.directions, rounds=args.rounds),
+        sentence=found.sentence, found=k, counted=found.samples, complete=found.complete,
+        remainder=found.remainder, seconds=round(seconds, 2))
+    arrays = dict(x=X, lam=c[:, 0] if c.shape[1] == 1 else c, distance=found.distance.cpu())
+    if c.shape[1] > 1: arrays['labels'] = c.argmax(1)
+    record = _save_found(args, out, setup, arrays, record, say)
+    if 'scores' in record: say(_table(record['scores']), None)
     return record
 
 # %% ../nbs/support/cli.ipynb #4e8a68a9
@@ -853,6 +952,7 @@ def _out_of_memory(e):
 def _memory_remedy(args):
     if args.command in ('figure', 'experiment'): return (
         'use a smaller --scale, or --device cpu; what was finished is kept')
+    if args.command == 'invert': return 'use --device cpu or a machine with more memory'
     if args.command != 'reconstruct': return 'use a smaller -n or width, or --device cpu'
     size = min(args.chunk_size or args.k, args.k)//2
     return (f'try --chunk-size {size}' if size else
@@ -887,7 +987,8 @@ def main(
     "The `samplesplit` command; mistakes are one line with the remedy, never a traceback"
     args = _parser().parse_args(argv)
     command = dict(demo=demo, figure=_figure, experiment=_experiment, train=_train,
-                   reconstruct=_reconstruct, evaluate=_evaluate, certify=_certify)[args.command]
+                   invert=_invert, reconstruct=_reconstruct, evaluate=_evaluate,
+                   certify=_certify)[args.command]
     try:
         record = command(args)
         if getattr(args, 'json', False): print(json.dumps(record, allow_nan=False))

@@ -95,7 +95,7 @@ def test_a_terminal_sees_progress_with_loss_candidates_and_time_left(tmp_path):
     assert 'split: 100%' in last and '60/60' in last and '<00:00' in last and 'k=' in last and 'loss=' in last
 
 
-# one's own model: train, reconstruct, evaluate, certify. In this process where another adds nothing: importing torch costs seconds
+# one's own model: train, invert, reconstruct, evaluate, certify. In this process where another adds nothing: importing torch costs seconds
 
 @pytest.fixture
 def cli(capsys, monkeypatch):
@@ -135,7 +135,7 @@ def test_help_answers_at_once():
     code = "import sys; from samplesplit_nb.cli import main\ntry: main(['--help'])\nfinally: assert not {'torch', 'numpy', 'matplotlib'} & set(sys.modules)"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for command in ('demo', 'figure', 'experiment', 'train', 'reconstruct', 'evaluate', 'certify'): assert command in done.stdout
+    for command in ('demo', 'figure', 'experiment', 'train', 'invert', 'reconstruct', 'evaluate', 'certify'): assert command in done.stdout
 
 
 def test_train_reconstruct_evaluate_from_files_alone(trained, tmp_path):
@@ -407,6 +407,138 @@ def test_kkt_from_training_to_certificate(tmp_path, cli):
     assert json.loads(out)['stationarity']['residual'] > 1.5*certificate['stationarity']  # negative control: other faces
     status, out, _ = cli('reconstruct', *own, '--method', 'kkt', '-k', '12', '--steps', '20', '--device', 'cpu', '--out', tmp_path)
     assert status == 0 and 'half' not in out and sorted(np.load(tmp_path/'reconstruction.npz')['labels'][:12]) == [-1]*6 + [1]*6
+
+
+# the step between two checkpoints
+
+def invert(folder, *words): return ['invert', folder/'model.safetensors', '--init', folder/'init.safetensors', '--device', 'cpu', *words]
+
+
+def a_step(tmp_path, widths, y, dtype=None, **of_the_network):
+    "Files of a network before and after one gradient step on faces, and the faces"
+    import torch
+    from samplesplit_nb.data import load_data
+    from samplesplit_nb.networks import MLP
+    from samplesplit_nb.storage import save_weights
+    net, X = MLP(widths, dtype=dtype or torch.float64, **of_the_network), load_data('faces', len(y)).X
+    save_weights(tmp_path/'init.safetensors', net)
+    out = net(X.to(next(net.parameters())))
+    loss = torch.nn.functional.softplus(-y*out[:, 0]).mean() if out.shape[1] == 1 else torch.nn.functional.cross_entropy(out, y)
+    loss.backward()
+    with torch.no_grad():
+        for p in net.parameters(): p -= p.grad
+    save_weights(tmp_path/'model.safetensors', net)
+    return X
+
+
+def test_inversion_reads_the_samples_off_linearised_training(trained, tmp_path):
+    "A process of its own; the samples without data, then scored by another command"
+    done = samplesplit(*map(str, invert(trained, '--out', tmp_path)))
+    assert done.returncode == 0 and done.stderr == '', done.stderr
+    for text in ('625 -> 60 -> 60 -> 1, biases in all layers', 'result: all 6 samples: they explain', '6 found, 6 counted', 'ReLU, assumed'): assert text in done.stdout
+    assert max(map(len, done.stdout.replace(str(tmp_path), '').splitlines())) <= 100
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['candidates.png', 'reconstruction.json', 'reconstruction.npz']
+    done = samplesplit('evaluate', '--reconstruction', str(tmp_path/'reconstruction.npz'), '--data', 'faces', '-n', '6', '--json')
+    assert done.returncode == 0, done.stderr
+    rows = {r['name']: r for r in json.loads(done.stdout)['scores']}
+    assert rows['reconstruction']['beat_both'] == 6 and max(rows['reconstruction']['l2']) <= 1e-3
+    assert rows['control: reconstruction, unseen images']['mean_l2'] > 1
+
+
+def test_inversion_as_json_repeats_itself(trained, tmp_path, cli):
+    records = []
+    for name in 'ab':
+        status, out, err = cli(*invert(trained, '--seed', '4', '--rounds', '9', '--samples', '6', '--directions', '6', '--data', 'faces', '-n', '6', '--json', '--out', tmp_path/name))
+        assert status == 0 and err == '', err
+        record = json.loads(out)
+        assert record == json.loads((tmp_path/name/'reconstruction.json').read_text()) and 0 <= record.pop('seconds') < 60
+        records.append((record, dict(np.load(tmp_path/name/'reconstruction.npz'))))
+    (a, arrays), (b, same) = records
+    assert a == b and arrays.keys() == same.keys() == {'x', 'lam', 'distance', 'shape'} and all(np.array_equal(arrays[k], same[k]) for k in arrays)
+    assert set(a) == {'command', 'weights', 'init', 'network', 'seed', 'settings', 'sentence', 'found', 'counted', 'complete', 'remainder', 'data', 'scores'}
+    assert a['settings'] == dict(samples=6, directions=6, rounds=9) and (a['seed'], a['command'], a['network']['widths']) == (4, 'invert', [625, 60, 60, 1])
+    assert a['complete'] and (a['found'], a['counted']) == (6, 6) and 0 < a['remainder'] < 1e-5 and a['sentence'].startswith('all 6 samples')
+    assert arrays['x'].shape == (6, 625) and arrays['lam'].shape == arrays['distance'].shape == (6,) and tuple(arrays['shape']) == (25, 25)
+    assert (tmp_path/'a'/'reconstructions.png').read_bytes()[:4] == (tmp_path/'a'/'candidates.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_inversion_of_one_step_has_the_labels_too(tmp_path, cli):
+    "Two classes: the sign of the multiplier. Three: the output that the step raises. First biases only, and more layers"
+    import torch
+    for name, y, of in (('two', torch.tensor([1., 1, 1, 1, -1, -1, -1, -1]), dict(widths=[625, 70, 60, 1])), ('three', torch.arange(8) % 3, dict(widths=[625, 80, 70, 60, 3], bias='first', seed=2))):
+        folder = tmp_path/name
+        folder.mkdir()
+        X = a_step(folder, of.pop('widths'), y, **of)
+        status, out, err = cli(*invert(folder, '--json', '--out', folder))
+        assert status == 0 and json.loads(out)['complete'], err
+        arrays = np.load(folder/'reconstruction.npz')
+        place = np.linalg.norm(X.numpy()[:, None] - arrays['x'][None], axis=2)
+        assert place.min(1).max() < 1e-6 and sorted(place.argmin(1)) == [*range(8)]
+        if name == 'two': assert (np.sign(arrays['lam'][place.argmin(1)]) == y.numpy()).all()
+        else: assert arrays['lam'].shape == (8, 3) and (arrays['labels'][place.argmin(1)] == y.numpy()).all() and arrays['labels'].dtype.kind == 'i'
+
+
+def test_inversion_from_other_weights_finds_nothing(trained, tmp_path, cli):
+    from samplesplit_nb.networks import MLP
+    from samplesplit_nb.storage import save_weights
+    save_weights(tmp_path/'other.safetensors', MLP([625, 60, 60, 1], seed=1))
+    words = ['invert', trained/'model.safetensors', '--init', tmp_path/'other.safetensors', '--device', 'cpu', '--out', tmp_path/'o']
+    assert 'check that --init is this network before training' in mistake(cli(*words), '--samples=None', '--samples=n')
+    status, out, err = cli(*words, '--samples', '6', '--data', 'faces', '-n', '6', '--json')
+    record = json.loads(out)
+    assert status == 0 and (record['found'], record['counted'], record['complete']) == (0, 6, False) and record['remainder'] > .9 and 'scores' not in record, err
+    assert sorted(p.name for p in (tmp_path/'o').iterdir()) == ['reconstruction.json', 'reconstruction.npz']  # nothing to draw
+    mistake(cli('evaluate', '--reconstruction', tmp_path/'o'/'reconstruction.npz', '--data', 'faces', '-n', '6'), 'k at least 1')
+
+
+def test_inversion_with_an_activation_of_ones_own(tmp_path, cli, monkeypatch):
+    "A module that makes a perceptron of this package; no other can be inverted"
+    import torch
+    from samplesplit_nb.networks import Polynomial
+    (tmp_path/'own_cubic.py').write_text('import torch\nfrom samplesplit_nb.networks import MLP, Polynomial\ndef make(): return MLP([625, 80, 80, 1], Polynomial((0., 1., .5)))\n'
+                                         'def other(): return torch.nn.Sequential(*make().layers)\n')
+    monkeypatch.chdir(tmp_path); monkeypatch.syspath_prepend(tmp_path)
+    X = a_step(tmp_path, [625, 80, 80, 1], torch.tensor([1., 1, 1, -1, -1, -1]), activation=Polynomial((0., 1., .5)))
+    status, out, err = cli(*invert(tmp_path, '--module', 'own_cubic:make', '--out', tmp_path))
+    assert status == 0 and 'result: all 6 samples' in out and 'assumed' not in out and (tmp_path/'candidates.png').exists(), err
+    x = np.load(tmp_path/'reconstruction.npz')['x']
+    assert np.linalg.norm(X.numpy()[:, None] - x[None], axis=2).min(1).max() < 1e-5
+    assert 'all 6' not in cli(*invert(tmp_path, '--samples', '6', '--out', tmp_path/'relu'))[1]  # negative control: not a ReLU network
+    from samplesplit_nb.storage import load_weights
+    for name in ('init', 'model'): torch.save({k.removeprefix('layers.'): v for k, v in load_weights(tmp_path/f'{name}.safetensors').items()}, tmp_path/f'{name}.pt')
+    mistake(cli('invert', 'model.pt', '--init', 'init.pt', '--module', 'own_cubic:other', '--device', 'cpu', '--out', tmp_path/'o'), '--module=own_cubic:other', 'an MLP of samplesplit_nb.networks')
+
+
+def test_what_cannot_be_inverted(trained, tmp_path, cli):
+    from samplesplit_nb.networks import MLP
+    from samplesplit_nb.storage import save_weights
+    for name, widths, bias in (('thin', [625, 20, 1], 'first'), ('bare', [625, 60, 60, 1], 'none'), ('narrow', [625, 50, 50, 1], 'all')):
+        for seed in (0, 1): save_weights(tmp_path/f'{name}{seed}.safetensors', MLP(widths, bias=bias, seed=seed))
+    own = lambda name: [tmp_path/f'{name}1.safetensors', '--init', tmp_path/f'{name}0.safetensors']
+    after, both = trained/'model.safetensors', [trained/'model.safetensors', '--init', trained/'init.safetensors']
+    (tmp_path/'file').write_text('precious')
+    for words, says in (([after], ('--init=None', 'the weights before training', 'needs none')), ([after, '--init', 'nowhere.pt'], ('nowhere.pt not found',)), (['nowhere.pt', '--init', after], ('nowhere.pt not found',)),
+                        ([after, '--init', tmp_path/'narrow0.safetensors'], ('of the same shapes',)), ([after, '--init', tmp_path/'bare0.safetensors'], ('of the same shapes',)), ([after, '--init', after], ('gradient=<all zero>',)),
+                        (own('thin'), ('two hidden layers or more',)), (own('bare'), ("bias='none'", 'add a first bias')), ([*both, '--directions', '60'], ('--samples=6', 'fewer directions')),
+                        ([*both, '--samples', '0'], ('--samples=0',)), ([*both, '--directions', '-1'], ('--directions=-1',)), ([*both, '--rounds', '0'], ('--rounds=0',)), ([*both, '--shape', '28', '28'], ('of 625 numbers',)),
+                        ([*both, '--device', 'abacus'], ('device=abacus',)), ([*both, '--data', 'mnist'], ('SAMPLESPLIT_DATA',)), ([*both, '--out', tmp_path/'file'], ('choose another',))):
+        mistake(cli('invert', *words, *([] if '--device' in words else ['--device', 'cpu']), *([] if '--out' in words else ['--out', tmp_path/'o'])), *says)
+    assert cli('invert')[0] == cli('invert', *both, '--samples', 'few')[0] == 2
+    assert (tmp_path/'file').read_text() == 'precious' and not list((tmp_path/'o').iterdir())
+
+
+def test_inversion_without_memory_or_room(trained, tmp_path, cli, monkeypatch):
+    from samplesplit_nb import identifiability
+    def fails(error):
+        def call(*_, **__): raise error
+        return call
+    with monkeypatch.context() as m:
+        m.setattr(identifiability, 'invert_gradient', fails(MemoryError()))
+        mistake(cli(*invert(trained, '--out', tmp_path/'o')), 'out of memory; use --device cpu')
+    with monkeypatch.context() as m:
+        m.setattr(os, 'replace', fails(OSError(28, 'No space left on device')))
+        mistake(cli(*invert(trained, '--out', tmp_path/'o')), 'no room left', '--out')
+    assert not list((tmp_path/'o').iterdir())
 
 
 # the paper's experiments, at scale smoke

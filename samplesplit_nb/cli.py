@@ -64,12 +64,10 @@ def _run_options(parser, out=None):
     if out: _add(parser, '--out', out, 'folder for the results, made if needed', metavar='DIR')
     _json_option(parser)
 
-def _network_options(parser, init=None, positional=False):
+def _network_options(parser, init=None):
     group = parser.add_argument_group('the network')
-    name, kw = (('weights', dict(metavar='WEIGHTS')) if positional
-                else ('--weights', dict(metavar='FILE', required=True)))
-    group.add_argument(name, help='a state dict (.pt, .pth) or .safetensors; nothing in it is run',
-                       **kw)
+    group.add_argument('--weights', metavar='FILE', required=True,
+                       help='a state dict (.pt, .pth) or .safetensors; nothing in it is run')
     if init: group.add_argument('--init', metavar='FILE', help=init)
     group.add_argument('--module', metavar='PKG:FACTORY',
                        help='a function that returns the nn.Module to load the weights into '
@@ -180,8 +178,7 @@ def _invert_options(commands):
                     'bias in the first). Exact after one gradient step or linearised training, '
                     'nearly so after many steps. Writes reconstruction.npz, reconstruction.json, '
                     'candidates.png and, with --data, reconstructions.png.')
-    _network_options(p, init='the weights of the same network before the step, or before training',
-                     positional=True)
+    _network_options(p, init='the weights of the same network before the step, or before training')
     attack = p.add_argument_group('the attack')
     attack.add_argument('--samples', type=int, metavar='N',
                         help='how many there are (default: counted)')
@@ -903,7 +900,7 @@ def _figure(args):
 
 # %% ../nbs/support/cli.ipynb #f6e2167b
 def _compared(study, label, records):
-    "Mean scores per seed of every run of one experiment, and its improvement over plain"
+    "Mean scores per seed of every run of one experiment, and its improvement over plain, where that was run"
     from dataclasses import asdict
     from samplesplit_nb.experiments import improvement
     from samplesplit_nb.runs import score_name
@@ -912,7 +909,7 @@ def _compared(study, label, records):
         means = [sum(scores)/len(scores) for r in records
                  for scores in [r['runs'][which]['scores'][name]]]
         runs[which] = dict(means=means)
-        if which != 'plain': runs[which] |= asdict(improvement(records, after=which))
+        if which != 'plain' and 'plain' in study.runs: runs[which] |= asdict(improvement(records, after=which))
     return dict(label=label, score=name, seeds=list(study.seeds), runs=runs)
 
 def _compared_lines(row):
@@ -922,7 +919,7 @@ def _compared_lines(row):
     for which, run in row['runs'].items():
         cells = [f"{row['label']}, {row['score']}: {WORDS.get(which, which)}",
                  *(f'{mean:.2f}' for mean in run['means'])]
-        gain = [''] if which == 'plain' else [
+        gain = [''] if 'mean' not in run else [
             f"{run['mean']:+.2f} [{run['low']:+.2f}, {run['high']:+.2f}], {run['improved']} of "
             f"{run['improved'] + run['same'] + run['worse']}"]
         lines.append(cells + gain)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
@@ -273,8 +274,10 @@ def _peeling(scale):
 def _inversion(scale):
     "The NTK attack at k = 2n on linearised networks and on trained ones, and one sample at a time"
     if scale == 'smoke': base = {'faces': Experiment(**FACES[scale])}
-    else: base = {data: replace(_ntk(scale, data, 2), hold=.7, steps=3000, evaluations=30) for data in ('mnist', 'cifar10')}
-    trained = _DESCENT | (dict(training_steps=20) if scale == 'smoke' else {})
+    else:
+        steps = 1500 if scale == 'small' else 3000
+        base = {data: replace(_ntk(scale, data, 2), hold=.7, steps=steps, evaluations=30) for data in ('mnist', 'cifar10')}
+    trained:dict[str, Any] = _DESCENT | (dict(training_steps=20) if scale == 'smoke' else {})
     cases = base | {f'{name}-descent': replace(e, **trained) for name, e in base.items()}
     return Study('inversion', scale, cases, SEEDS[scale], ('invert',) if scale == 'medium' else ('plain', 'invert'), draw=True)
 

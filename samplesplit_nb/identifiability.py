@@ -787,7 +787,8 @@ class _Inverting:
         "A round from new starts"
         missing = max(self.n - len(self.x), 1) if self.exact else self.n
         starts = _starts(self.first, self.left[0] @ self.V.T, count or min(max(missing, 20), 50), scale, generator)
-        x, distance = _fit(self.first, *self.spans(), starts, iterations)
+        V, Q = self.spans()
+        x, distance = _fit(self.first, V, Q, starts, iterations)
         order = distance.argsort()
         order = order[distance[order] < self.accept]
         if self.exact: return self.take_out(x[order])
@@ -811,8 +812,8 @@ def _multipliers(first, x, gradients): # (k, outputs)
     inputs, deltas = (x, first.hidden(z)), first.signals(z)
     k, outputs = deltas[0].shape[:2]
     if not k: return x.new_zeros(0, outputs)
-    K = sum(torch.einsum('ij,iaw,jbw->iajb', h @ h.T, d, d) for h, d in zip(inputs, deltas))
-    right = sum(torch.einsum('iaw,iw->ia', d, h @ G.T) for h, d, G in zip(inputs, deltas, gradients))
+    K = torch.stack([torch.einsum('ij,iaw,jbw->iajb', h @ h.T, d, d) for h, d in zip(inputs, deltas)]).sum(0)
+    right = torch.stack([torch.einsum('iaw,iw->ia', d, h @ G.T) for h, d, G in zip(inputs, deltas, gradients)]).sum(0)
     return (torch.linalg.pinv(K.reshape(k*outputs, -1), hermitian=True, rtol=1e-13) @ right.flatten()).view(k, outputs)
 
 def _remainder(network, gradient, X, c):

@@ -411,7 +411,7 @@ def test_kkt_from_training_to_certificate(tmp_path, cli):
 
 # the step between two checkpoints
 
-def invert(folder, *words): return ['invert', folder/'model.safetensors', '--init', folder/'init.safetensors', '--device', 'cpu', *words]
+def invert(folder, *words): return ['invert', '--weights', folder/'model.safetensors', '--init', folder/'init.safetensors', '--device', 'cpu', *words]
 
 
 def a_step(tmp_path, widths, y, dtype=None, **of_the_network):
@@ -482,7 +482,7 @@ def test_inversion_from_other_weights_finds_nothing(trained, tmp_path, cli):
     from samplesplit_nb.networks import MLP
     from samplesplit_nb.storage import save_weights
     save_weights(tmp_path/'other.safetensors', MLP([625, 60, 60, 1], seed=1))
-    words = ['invert', trained/'model.safetensors', '--init', tmp_path/'other.safetensors', '--device', 'cpu', '--out', tmp_path/'o']
+    words = ['invert', '--weights', trained/'model.safetensors', '--init', tmp_path/'other.safetensors', '--device', 'cpu', '--out', tmp_path/'o']
     assert 'check that --init is this network before training' in mistake(cli(*words), '--samples=None', '--samples=n')
     status, out, err = cli(*words, '--samples', '6', '--data', 'faces', '-n', '6', '--json')
     record = json.loads(out)
@@ -506,7 +506,7 @@ def test_inversion_with_an_activation_of_ones_own(tmp_path, cli, monkeypatch):
     assert 'all 6' not in cli(*invert(tmp_path, '--samples', '6', '--out', tmp_path/'relu'))[1]  # negative control: not a ReLU network
     from samplesplit_nb.storage import load_weights
     for name in ('init', 'model'): torch.save({k.removeprefix('layers.'): v for k, v in load_weights(tmp_path/f'{name}.safetensors').items()}, tmp_path/f'{name}.pt')
-    mistake(cli('invert', 'model.pt', '--init', 'init.pt', '--module', 'own_cubic:other', '--device', 'cpu', '--out', tmp_path/'o'), '--module=own_cubic:other', 'an MLP of samplesplit_nb.networks')
+    mistake(cli('invert', '--weights', 'model.pt', '--init', 'init.pt', '--module', 'own_cubic:other', '--device', 'cpu', '--out', tmp_path/'o'), '--module=own_cubic:other', 'an MLP of samplesplit_nb.networks')
 
 
 def test_what_cannot_be_inverted(trained, tmp_path, cli):
@@ -522,8 +522,8 @@ def test_what_cannot_be_inverted(trained, tmp_path, cli):
                         (own('thin'), ('two hidden layers or more',)), (own('bare'), ("bias='none'", 'add a first bias')), ([*both, '--directions', '60'], ('--samples=6', 'fewer directions')),
                         ([*both, '--samples', '0'], ('--samples=0',)), ([*both, '--directions', '-1'], ('--directions=-1',)), ([*both, '--rounds', '0'], ('--rounds=0',)), ([*both, '--shape', '28', '28'], ('of 625 numbers',)),
                         ([*both, '--device', 'abacus'], ('device=abacus',)), ([*both, '--data', 'mnist'], ('SAMPLESPLIT_DATA',)), ([*both, '--out', tmp_path/'file'], ('choose another',))):
-        mistake(cli('invert', *words, *([] if '--device' in words else ['--device', 'cpu']), *([] if '--out' in words else ['--out', tmp_path/'o'])), *says)
-    assert cli('invert')[0] == cli('invert', *both, '--samples', 'few')[0] == 2
+        mistake(cli('invert', '--weights', *words, *([] if '--device' in words else ['--device', 'cpu']), *([] if '--out' in words else ['--out', tmp_path/'o'])), *says)
+    assert cli('invert')[0] == cli('invert', '--weights', *both, '--samples', 'few')[0] == 2
     assert (tmp_path/'file').read_text() == 'precious' and not list((tmp_path/'o').iterdir())
 
 

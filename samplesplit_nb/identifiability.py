@@ -645,9 +645,9 @@ class _FirstLayers:
     "The first two layers of a perceptron in float64, on inputs with a last entry of 1"
     def __init__(self, network):
         self.activation = network.activation
-        layers = [(layer.weight.detach().double(), layer.bias) for layer in network.layers]
-        self.bias, self.deeper = layers[1][1] is not None, layers[1:]
-        self.W = torch.cat([layers[0][0], layers[0][1].detach().double()[:, None]], 1) # (m, d+1)
+        bias = lambda layer: 0. if layer.bias is None else layer.bias.detach().double()
+        (W, b), *self.deeper = [(layer.weight.detach().double(), bias(layer)) for layer in network.layers]
+        self.W, self.bias = torch.cat([W, b[:, None]], 1), network.layers[1].bias is not None # (m, d+1)
 
     def hidden(self, z): # (k, m+1), or (k, m) without a bias in the second layer
         return _with_one(self.activation(z), self.bias)
@@ -662,7 +662,7 @@ class _FirstLayers:
         "Derivatives of the outputs by the pre-activations of layers 1 and 2"
         slopes = [self.activation.slope(z)]
         for W, b in self.deeper[:-1]:
-            z = self.activation(z) @ W.T + (0 if b is None else b.detach().double())
+            z = self.activation(z) @ W.T + b
             slopes.append(self.activation.slope(z))
         delta = self.deeper[-1][0].expand(len(z), -1, -1)*slopes[-1][:, None]
         for (W, _), slope in zip(self.deeper[-2:0:-1], slopes[-2:0:-1]): delta = (delta @ W)*slope[:, None]
@@ -866,11 +866,12 @@ def invert_gradient(
         search.look(starts, _SCALES[number % len(_SCALES)], iterations, generator)
         idle = 0 if len(search.x) > before else idle + 1
         if idle == 2*len(_SCALES) or search.exact and len(search.x) == search.n: break
-    X = search.x[:, :-1]
-    c = _multipliers(search.first, search.x, search.gradients)
+    order = search.distance.argsort()
+    x, distance = search.x[order], search.distance[order]
+    X, c = x[:, :-1], _multipliers(search.first, x, search.gradients)
     remainder = _remainder(network, gradient, X, c)
     complete = search.exact and len(X) == search.n and remainder < max(search.accept, 1e-6)
-    return Inversion(X, c, search.distance, search.n, remainder, complete, _verdict(search, remainder, complete))
+    return Inversion(X, c, distance, search.n, remainder, complete, _verdict(search, remainder, complete))
 
 def _verdict(search, remainder, complete):
     "What was found, in words"

@@ -10,7 +10,7 @@ __all__ = ['INTERPOLATIONS', 'kkt_residual', 'neurons_from_eigenpairs', 'interpo
 
 # %% ../nbs/00_identifiability.ipynb #bb597867
 import copy, itertools, math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import numpy as np
 import scipy.linalg, scipy.optimize, scipy.sparse.linalg
 import torch
@@ -623,14 +623,18 @@ def recover_from_gradient(
                     *_judge(rank, needed, residual))
 
 # %% ../nbs/00_identifiability.ipynb #e5f6afd0
+_SHARP = 10. # a drop of the singular values that counts as their end
+
 def _count(G):
-    "(rank, drop): where the singular values of a matrix fall the most, and by which factor"
+    "(rank, drop): the last sharp drop of the singular values of a matrix, or the largest if none is sharp"
     G = G[(G != 0).any(1)][:, (G != 0).any(0)]
     values = torch.linalg.svdvals(G)
-    most = max(int(.9*len(values)), 1) # the last ones of a square matrix of noise fall by themselves
-    after = torch.cat([values[1:], values.new_zeros(1)]).clamp_min(1e-17*values[0])
-    drop, at = (values/after)[:most].max(0)
-    return int(at) + 1, drop.item()
+    values = torch.cat([values, values.new_zeros(1)]).clamp_min(1e-15*values[0]) # below is rounding
+    most = max(int(.9*(len(values) - 1)), 1) # the last ones of a square matrix of noise fall by themselves
+    drop = (values[:-1]/values[1:])[:most]
+    sharp = (drop >= max(_SHARP, drop.max().item()**.5)).nonzero()[:, 0] # the largest, or one like it after it
+    at = int(sharp[-1] if len(sharp) else drop.argmax())
+    return at + 1, drop[at].item()
 
 def _factors(G, r): # (U (., r), values (r,), V (., r))
     "The leading singular triplets"
@@ -645,9 +649,11 @@ class _FirstLayers:
     "The first two layers of a perceptron in float64, on inputs with a last entry of 1"
     def __init__(self, network):
         self.activation = network.activation
-        bias = lambda layer: 0. if layer.bias is None else layer.bias.detach().double()
-        (W, b), *self.deeper = [(layer.weight.detach().double(), bias(layer)) for layer in network.layers]
-        self.W, self.bias = torch.cat([W, b[:, None]], 1), network.layers[1].bias is not None # (m, d+1)
+        weights = [layer.weight.detach().double() for layer in network.layers]
+        biases = [w.new_zeros(len(w)) if layer.bias is None else layer.bias.detach().double()
+                  for w, layer in zip(weights, network.layers)]
+        self.W, self.bias = torch.cat([weights[0], biases[0][:, None]], 1), network.layers[1].bias is not None # (m, d+1)
+        self.deeper = list(zip(weights, biases))[1:]
 
     def hidden(self, z): # (k, m+1), or (k, m) without a bias in the second layer
         return _with_one(self.activation(z), self.bias)
@@ -709,8 +715,8 @@ def _starts(first, G, count, scale, generator): # (count, d+1)
     return x
 
 # %% ../nbs/00_identifiability.ipynb #a2f42b51
-def _distinct(x, least): # places of rows (k, d), in order
-    "Rows no nearer to an earlier one than `least` times their norm"
+def _distinct(x, least): # places of rows (k, d+1), in order
+    "Rows no nearer to an earlier one than `least` times their norm, which their last entry of 1 keeps from zero"
     near = torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist') <= least*x.norm(dim=1)
     kept:list = []
     for i in range(len(x)):
@@ -746,7 +752,6 @@ class Inversion:
     complete:bool # as many samples as were counted, and nothing left
     sentence:str # that verdict in words
 
-_SHARP = 10. # a drop of the singular values that counts as their end
 _SCALES = (.2, 2., .05, 20.) # of the starts, in turn
 
 class _Inverting:
@@ -755,19 +760,24 @@ class _Inverting:
         self.first = _FirstLayers(network)
         self.gradients = self.first.parts(gradient)
         (n1, drop1), (n2, drop2) = map(_count, self.gradients)
-        # of one gradient both end as sharply, but for dependent samples, which fill the first span;
-        # of many the second does not end
+        # of one gradient both end as sharply, the first earlier where samples are dependent, and not at all
+        # where they fill the space; of many the second ends later, or not at all
         sharp1, sharp2 = drop1 >= max(_SHARP, drop2**.5), drop2 >= max(_SHARP, drop1**.5)
         require(bool(samples) or sharp1 or sharp2, 'samples', samples,
                 'given where no drop of the singular values tells it', 'pass samples=n')
         n = self.n = samples or max(n1*sharp1, n2*sharp2)
         self.exact = sharp2 if directions is None else directions == n
+        self.fewer = n1 if self.exact and sharp1 and n1 < n2 and samples is None else None # if it was more than one
         neurons, inside = len(self.first.W) + self.first.bias, min(self.gradients[1].shape) - 1
         r = min(n, n1 if sharp1 else n, *self.gradients[0].shape)
-        s = directions or (min(n, n2) if self.exact else min(4*n, max(n, neurons//2)))
-        require(s <= inside and s + r <= neurons, 'samples', n,
-                f'at most {neurons//2} with {len(self.first.W)} neurons: {r - 1} unknowns per sample against '
-                f'{neurons - s} equations', 'use a wider network, or fewer directions')
+        self.many = lambda n: max(n, min(max(4*n, n2*sharp2), neurons//2, inside)) # directions, of several steps
+        s = directions or (min(n, n2) if self.exact else self.many(n))
+        room = min(inside, neurons - r)
+        name, value, most = (('samples', n, min(neurons//2, inside)) if directions is None
+                             else ('directions', directions, room))
+        require(s <= room, name, value, f'at most {most} with hidden layers of {len(self.first.W)} and '
+                f'{len(self.gradients[1])} neurons: {r - 1} unknowns per sample need more equations than '
+                f'the {neurons - s} there are', 'use a wider network, or fewer directions')
         self.factors = [_factors(G, r) for G, r in zip(self.gradients, (r, s))]
         self.V, self.Q = (V for _, _, V in self.factors)
         # in coordinates of the spans: small matrices, and less noise
@@ -794,13 +804,13 @@ class _Inverting:
         if self.exact: return self.take_out(x[order])
         x, distance = torch.cat([self.x, x[order]]), torch.cat([self.distance, distance[order]])
         order = distance.argsort()
-        order = order[_distinct(x[order, :-1], .1)]
+        order = order[_distinct(x[order], .1)]
         self.x, self.distance = x[order], distance[order]
 
     def take_out(self, x):
         "Keep what is certain, each on the whole spans that no error of another has touched, and look no more for it"
         x, distance = _fit(self.first, self.V, self.Q, torch.cat([self.x, x]), 10, enough=0.)
-        kept = _distinct(x[:, :-1], .01)[:self.n]
+        kept = _distinct(x, .01)[:self.n]
         good, deltas, inputs = _shares(self.first, x[kept], self.factors)
         self.left = [G - delta.T @ (h @ V) for G, delta, h, V in zip(self.whole, deltas, inputs, (self.V, self.Q))]
         self.x, self.distance = x[kept[good]], distance[kept[good]]
@@ -814,7 +824,9 @@ def _multipliers(first, x, gradients): # (k, outputs)
     if not k: return x.new_zeros(0, outputs)
     K = torch.stack([torch.einsum('ij,iaw,jbw->iajb', h @ h.T, d, d) for h, d in zip(inputs, deltas)]).sum(0)
     right = torch.stack([torch.einsum('iaw,iw->ia', d, h @ G.T) for h, d, G in zip(inputs, deltas, gradients)]).sum(0)
-    return (torch.linalg.pinv(K.reshape(k*outputs, -1), hermitian=True, rtol=1e-13) @ right.flatten()).view(k, outputs)
+    K = K.reshape(k*outputs, -1)
+    size = K.diagonal().clamp_min(1e-300).rsqrt() # shares differ by orders of magnitude
+    return (size*(torch.linalg.pinv(size[:, None]*K*size, hermitian=True, rtol=1e-13) @ (size*right.flatten()))).view(k, outputs)
 
 def _remainder(network, gradient, X, c):
     "The share of the gradient that the samples do not explain, by autograd through all layers"
@@ -831,12 +843,15 @@ def _require_perceptron(network, gradient):
             'an MLP with two hidden layers or more', 'one hidden layer: see recover_from_gradient')
     require(network.bias != 'none', 'bias', "'none'", "'all' or 'first'",
             'without biases an image is determined up to its scale only; add a first bias of zeros')
+    require(all(map(torch.is_tensor, gradient)), 'gradient', f'<{", ".join(sorted({type(g).__name__ for g in gradient}))}>',
+            'a list of tensors', 'a parameter without a gradient has one of zeros')
     shapes = [tuple(p.shape) for p in network.parameters()]
     require([tuple(g.shape) for g in gradient] == shapes, 'gradient', [tuple(g.shape) for g in gradient],
             str(shapes), 'one tensor per parameter, in the order of network.parameters()')
     for g in gradient: require_finite('gradient', g)
     for p in network.parameters(): require_finite('weights', p)
-    require(all(bool((g != 0).any()) for g in (gradient[0], gradient[2])),
+    second = gradient[2:4] if network.layers[1].bias is not None else gradient[2:3]
+    require(all(any(bool((g != 0).any()) for g in layer) for layer in (gradient[:2], second)),
             'gradient', '<all zero>', 'nonzero in the first two layers', 'without a step nothing can be reconstructed')
 
 @torch.no_grad()
@@ -845,7 +860,7 @@ def invert_gradient(
     gradient:list, # shaped like the parameters; any multiple, sign included
     *,
     samples:int|None=None, # n; None: counted, see `_count`
-    directions:int|None=None, # of the second span; None: n where its end is sharp, else 4n, at most half of the neurons
+    directions:int|None=None, # of the second span; None: n where it ends there, else 4n or all there are, at most half of the neurons
     starts:int|None=None, # per round; None: one per sample still missing, 20 to 50
     rounds:int=24, # at most; eight in a row that bring nothing end the search
     iterations:int=40, # Gauss-Newton steps per start, at most
@@ -857,7 +872,11 @@ def invert_gradient(
     _require_perceptron(network, gradient)
     for name, value in (('samples', samples), ('directions', directions), ('starts', starts),
                         ('rounds', rounds), ('iterations', iterations)):
-        require(value is None or isinstance(value, int) and value >= 1, name, value, 'a whole number, at least 1', 'leave it out')
+        require(value is None or isinstance(value, int) and not isinstance(value, bool) and value >= 1, name, value,
+                'a whole number, at least 1', 'leave it out')
+    require(accept is None or 0 < accept <= 1, 'accept', accept, 'in (0, 1]', 'leave it out')
+    unit = max(g.abs().max().item() for g in gradient) # of any size, as the answer is for any multiple
+    gradient = [g.detach().double()/unit for g in gradient]
     search = _Inverting(network, gradient, samples, directions, accept)
     generator = torch.Generator().manual_seed(seed)
     idle = 0 # rounds in a row
@@ -871,13 +890,17 @@ def invert_gradient(
     X, c = x[:, :-1], _multipliers(search.first, x, search.gradients)
     remainder = _remainder(network, gradient, X, c)
     complete = search.exact and len(X) == search.n and remainder < max(search.accept, 1e-6)
-    return Inversion(X, c, distance, search.n, remainder, complete, _verdict(search, remainder, complete))
+    if search.fewer and not complete: # no dependent samples, then, but several steps
+        several = invert_gradient(network, gradient, samples=search.fewer, directions=search.many(search.fewer),
+                                  starts=starts, rounds=rounds, iterations=iterations, accept=accept, seed=seed)
+        return replace(several, multipliers=unit*several.multipliers)
+    return Inversion(X, unit*c, distance, search.n, remainder, complete, _verdict(search, remainder, complete))
 
 def _verdict(search, remainder, complete):
     "What was found, in words"
     k, n = len(search.x), search.n
     if complete: return f'all {n} samples: they explain the gradient to {remainder:.0e}'
     if search.exact: return (f'{k} of {n} samples, {remainder:.0e} of the gradient is left: '
-                             'take more rounds, or another seed')
+                             'take more rounds or another seed; too few neurons, or images alike, do not come apart')
     return (f'{k} candidates for {n} samples, {remainder:.0e} of the gradient is left: '
             'it is no single gradient at these weights, or rounded')

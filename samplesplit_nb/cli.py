@@ -701,7 +701,7 @@ def _inversion(args, setup):
     try: return invert_gradient(setup.init, step, samples=args.samples, directions=args.directions,
                                 rounds=args.rounds, seed=args.seed)
     except ValueError as e:
-        why = str(e).replace('samples=', '--samples=')
+        why = str(e).replace('samples=', '--samples=').replace('directions=', '--directions=')
         # the step from an unrelated network has no end of its singular values either
         if 'samples=None' in why: why += ', and check that --init is this network before training'
         raise ValueError(why) from e

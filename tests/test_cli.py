@@ -519,7 +519,7 @@ def test_what_cannot_be_inverted(trained, tmp_path, cli):
     (tmp_path/'file').write_text('precious')
     for words, says in (([after], ('--init=None', 'the weights before training', 'needs none')), ([after, '--init', 'nowhere.pt'], ('nowhere.pt not found',)), (['nowhere.pt', '--init', after], ('nowhere.pt not found',)),
                         ([after, '--init', tmp_path/'narrow0.safetensors'], ('of the same shapes',)), ([after, '--init', tmp_path/'bare0.safetensors'], ('of the same shapes',)), ([after, '--init', after], ('gradient=<all zero>',)),
-                        (own('thin'), ('two hidden layers or more',)), (own('bare'), ("bias='none'", 'add a first bias')), ([*both, '--directions', '60'], ('--samples=6', 'fewer directions')),
+                        (own('thin'), ('two hidden layers or more',)), (own('bare'), ("bias='none'", 'add a first bias')), ([*both, '--directions', '60'], ('--directions=60', 'fewer directions')),
                         ([*both, '--samples', '0'], ('--samples=0',)), ([*both, '--directions', '-1'], ('--directions=-1',)), ([*both, '--rounds', '0'], ('--rounds=0',)), ([*both, '--shape', '28', '28'], ('of 625 numbers',)),
                         ([*both, '--device', 'abacus'], ('device=abacus',)), ([*both, '--data', 'mnist'], ('SAMPLESPLIT_DATA',)), ([*both, '--out', tmp_path/'file'], ('choose another',))):
         mistake(cli('invert', '--weights', *words, *([] if '--device' in words else ['--device', 'cpu']), *([] if '--out' in words else ['--out', tmp_path/'o'])), *says)

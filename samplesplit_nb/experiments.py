@@ -284,7 +284,7 @@ def _inversion(scale):
 # %% ../nbs/04_experiments.ipynb #57ceeb0c
 # seeds of the paper's figures, by scale
 SEEDS = dict(smoke=(0,), small=(0, 1, 2), medium=(0, 1, 2), paper=(0, 1, 2))
-_KKT_FIGURES = ('figure03', 'figure05', 'figure08', 'figure09') # at scale medium two seeds: half an hour each
+_KKT_FIGURES = ('figure03', 'figure05', 'figure08', 'figure09')
 
 def _figure_experiments(scale):
     "Study name -> label -> `Experiment`, for every figure of the paper"
@@ -304,7 +304,7 @@ def _figure_experiments(scale):
 OWN_STUDIES = {'controls': _controls, 'curvature': _curvature, 'controls-kkt': _controls_kkt,
                'unknown-n': _unknown_n, 'sensitivity': _sensitivity, 'settings': _settings,
                'peeling': _peeling, 'inversion': _inversion}
-_OWN_SCALES = {'peeling': SCALES[:3], 'inversion': SCALES[:3]} # of the others: smoke and small
+_OWN_SCALES = {name: SCALES[:3] for name in ('controls-kkt', 'peeling', 'inversion')} # of the others: smoke and small
 # every name that `get_study` knows
 STUDIES = ('figure01', 'figure03', 'figure05', 'figure08', 'figure09', 'figure11', *OWN_STUDIES)
 
@@ -317,8 +317,7 @@ def get_study(
     scales = _OWN_SCALES.get(name, SCALES[:2]) if name in OWN_STUDIES else SCALES
     require(scale in scales, 'scale', repr(scale), f'one of {scales} for {name}', "use 'small'")
     if name in OWN_STUDIES: return OWN_STUDIES[name](scale)
-    seeds = SEEDS[scale][:2] if scale == 'medium' and name in _KKT_FIGURES else SEEDS[scale]
-    return Study(name, scale, _figure_experiments(scale)[name], seeds, images=True)
+    return Study(name, scale, _figure_experiments(scale)[name], SEEDS[scale], images=True)
 
 # %% ../nbs/04_experiments.ipynb #c7db4d4f
 @dataclass(frozen=True)

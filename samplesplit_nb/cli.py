@@ -136,6 +136,7 @@ PRESET_LINES = {
     'unknown-n': 'k from n/2 to 4n, on faces',
     'sensitivity': 'threshold, number of splits and largest step, one at a time, on faces',
     'settings': 'NTK attack, MNIST, k = 2n, one setting at a time',
+    'long-kkt': 'binary KKT attack in its published form, MNIST, k = n and 2n, 20,000 steps',
     'peeling': 'NTK attack, k = 2n, and another look at what it leaves',
     'inversion': 'NTK attack, k = 2n, beside equations for one sample at a time'}
 
@@ -858,6 +859,7 @@ def _records(study, label, args):
 def _found_line(row):
     "One experiment's answer to a claim"
     from samplesplit_nb.experiments import interval_text
+    if 'seeds' not in row: return f"  {row['panel']}: not run; `samplesplit experiment {row['panel'].split('/')[0]}`"
     seeds = f"{row['seeds']} seed{'s' if row['seeds'] > 1 else ''}"
     what = f"  {row['experiment']} ({seeds}): {row['what']}"
     if row['ours'] is None: return f'{what}: {row["reproduced"]}'

@@ -298,7 +298,6 @@ def _inversion(scale):
 # %% ../nbs/04_experiments.ipynb #57ceeb0c
 # seeds of the paper's figures, by scale
 SEEDS = dict(smoke=(0,), small=(0, 1, 2), medium=(0, 1, 2), paper=(0, 1, 2))
-_KKT_FIGURES = ('figure03', 'figure05', 'figure08', 'figure09')
 
 def _figure_experiments(scale):
     "Study name -> label -> `Experiment`, for every figure of the paper"

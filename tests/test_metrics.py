@@ -1,4 +1,5 @@
 "Properties and boundaries of the metrics: permutations, directions, coverage of intervals"
+
 import numpy as np
 import pytest
 import torch
@@ -6,24 +7,49 @@ from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import binom
 from skimage.metrics import structural_similarity
-from samplesplit_nb.metrics import L2, SSIM, Paired, Score, baselines, nearest_l2, nearest_ssim, paired, paired_over_seeds, recovered, summarize, top_samples
+from samplesplit_nb.metrics import (
+    L2,
+    SSIM,
+    Paired,
+    Score,
+    baselines,
+    nearest_l2,
+    nearest_ssim,
+    paired,
+    paired_over_seeds,
+    recovered,
+    summarize,
+    top_samples,
+)
 
 T = lambda *v: torch.tensor(v, dtype=torch.float64)
-small = st.floats(-8, 8, allow_nan=False).map(lambda v: round(v*4)/4)  # sums are exact
-scores = st.lists(st.tuples(small, small), min_size=2, max_size=12).map(lambda v: tuple(map(torch.tensor, zip(*v))))
+small = st.floats(-8, 8, allow_nan=False).map(lambda v: round(v * 4) / 4)  # sums are exact
+scores = st.lists(st.tuples(small, small), min_size=2, max_size=12).map(
+    lambda v: tuple(map(torch.tensor, zip(*v)))
+)
 
 
 def images(n, shape, seed=0):
-    return torch.rand(n, int(np.prod(shape)), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.rand(
+        n, int(np.prod(shape)), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 # nearest candidates
 
-@given(arrays(float, (5, 3), elements=small), arrays(float, (4, 3), elements=small), st.permutations(range(5)), st.permutations(range(4)))
+
+@given(
+    arrays(float, (5, 3), elements=small),
+    arrays(float, (4, 3), elements=small),
+    st.permutations(range(5)),
+    st.permutations(range(4)),
+)
 def test_distance_does_not_depend_on_order(X, c, rows, order):
     X, c = torch.from_numpy(X), torch.from_numpy(c)
     d, i = nearest_l2(X, c)
-    np.testing.assert_allclose(d, np.linalg.norm(X[:, None].numpy() - c[None].numpy(), axis=2).min(1), atol=1e-12)
+    np.testing.assert_allclose(
+        d, np.linalg.norm(X[:, None].numpy() - c[None].numpy(), axis=2).min(1), atol=1e-12
+    )
     assert torch.equal(nearest_l2(X[rows], c[order])[0], d[rows])
     assert torch.allclose((X - c[i]).norm(dim=1), d)
 
@@ -44,34 +70,44 @@ def test_ssim_finds_each_image_whatever_the_order(shape, half):
 def test_search_ignores_brightness_and_contrast_of_a_channel_and_the_score_does_not():
     shape, mean = (12, 12, 3), torch.zeros(432, dtype=torch.float64)
     X, wrong = images(4, shape), images(4, shape, 1)
-    dull = (X.reshape(-1, 3)*T(.3, .5, .1) + T(.1, .2, .6)).reshape(4, -1)
+    dull = (X.reshape(-1, 3) * T(0.3, 0.5, 0.1) + T(0.1, 0.2, 0.6)).reshape(4, -1)
     for half in (False, True):
         s, i = nearest_ssim(X, torch.cat([wrong, dull]), mean, shape, half=half)
-        assert i.tolist() == [4, 5, 6, 7] and s.max() < .9
+        assert i.tolist() == [4, 5, 6, 7] and s.max() < 0.9
 
 
 def test_clip_and_rescale_by_scikit_image_itself():
-    shape, mean = (9, 9), torch.full((81,), .5, dtype=torch.float64)
-    X, c = images(1, shape) - .5, 3*(images(1, shape, 1) - .5)  # sticks out of [0, 1]
+    shape, mean = (9, 9), torch.full((81,), 0.5, dtype=torch.float64)
+    X, c = images(1, shape) - 0.5, 3 * (images(1, shape, 1) - 0.5)  # sticks out of [0, 1]
     a, b = (X + mean).numpy().reshape(shape), (c + mean).numpy().reshape(shape)
-    want = dict(clip=b.clip(0, 1), rescale=(b - b.min())/(b.max() - b.min()))
+    want = dict(clip=b.clip(0, 1), rescale=(b - b.min()) / (b.max() - b.min()))
     got = {r: nearest_ssim(X, c, mean, shape, range=r)[0].item() for r in want}
-    assert got == pytest.approx({r: structural_similarity(a, v, data_range=1.) for r, v in want.items()})
-    assert abs(got['clip'] - got['rescale']) > .005
-    for r in want: assert np.isfinite(nearest_ssim(X, 0*c, mean, shape, range=r)[0].item())  # constant candidate
+    assert got == pytest.approx({r: structural_similarity(a, v, data_range=1.0) for r, v in want.items()})
+    assert abs(got['clip'] - got['rescale']) > 0.005
+    for r in want:
+        assert np.isfinite(nearest_ssim(X, 0 * c, mean, shape, range=r)[0].item())  # constant candidate
 
 
-@pytest.mark.parametrize('kw, says', [(dict(shape=(6, 6)), r'shape=\(6, 6\)'), (dict(shape=(49,)), r'shape=\(49,\)'), (dict(shape=(1, 49)), r'7 x 7'),
-                                      (dict(range='both'), "range='both'.*never compare")])
+@pytest.mark.parametrize(
+    'kw, says',
+    [
+        (dict(shape=(6, 6)), r'shape=\(6, 6\)'),
+        (dict(shape=(49,)), r'shape=\(49,\)'),
+        (dict(shape=(1, 49)), r'7 x 7'),
+        (dict(range='both'), "range='both'.*never compare"),
+    ],
+)
 def test_ssim_refuses(kw, says):
     X = images(2, (7, 7))
-    with pytest.raises(ValueError, match=says): nearest_ssim(X, X, X[0], **{'shape': (7, 7), **kw})
+    with pytest.raises(ValueError, match=says):
+        nearest_ssim(X, X, X[0], **{'shape': (7, 7), **kw})
 
 
 @pytest.mark.parametrize('c', [torch.zeros(0, 3), torch.zeros(2, 4), torch.zeros(3)])
 def test_candidates_of_another_shape_are_refused(c):
     for f in (nearest_l2, L2):
-        with pytest.raises(ValueError, match='candidates.shape'): f(torch.zeros(2, 3), c)
+        with pytest.raises(ValueError, match='candidates.shape'):
+            f(torch.zeros(2, 3), c)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
@@ -79,10 +115,12 @@ def test_on_a_gpu():
     shape = (8, 8, 3)
     X, c = images(3, shape), images(5, shape, 1)
     for score in (L2, SSIM.bind(mean=X.mean(0), shape=shape)):
-        for cpu, gpu in zip(score(X, c), score(X.cuda(), c)): assert torch.allclose(cpu, gpu.cpu())
+        for cpu, gpu in zip(score(X, c), score(X.cuda(), c)):
+            assert torch.allclose(cpu, gpu.cpu())
 
 
 # directions
+
 
 @given(scores, small)
 def test_a_direction_is_the_mirror_of_the_other(pair, threshold):
@@ -91,18 +129,22 @@ def test_a_direction_is_the_mirror_of_the_other(pair, threshold):
     assert torch.equal(L2.improvement(before, after), SSIM.improvement(-before, -after))
     a, b = paired(before, after, L2, resamples=50), paired(-before, -after, SSIM, resamples=50)
     assert a == b
-    assert torch.equal(top_samples(before, after, L2, threshold, 3), top_samples(-before, -after, SSIM, -threshold, 3))
+    assert torch.equal(
+        top_samples(before, after, L2, threshold, 3), top_samples(-before, -after, SSIM, -threshold, 3)
+    )
 
 
 def test_a_tie_with_the_threshold_and_nan_do_not_pass():
-    values = T(1., float('nan'), 2.)
-    for score in (L2, SSIM): assert not score.passes(values[:1], 1.).any() and not score.passes(values[1:2], 1.).any()
-    assert L2.count(values, 3.) == 2 and SSIM.count(values, 0.) == 2
+    values = T(1.0, float('nan'), 2.0)
+    for score in (L2, SSIM):
+        assert not score.passes(values[:1], 1.0).any() and not score.passes(values[1:2], 1.0).any()
+    assert L2.count(values, 3.0) == 2 and SSIM.count(values, 0.0) == 2
 
 
 @pytest.mark.parametrize('better', ['', 'Lower', None, 1])
 def test_a_score_has_a_direction(better):
-    with pytest.raises(ValueError, match='better='): Score('mine', better, nearest_l2)
+    with pytest.raises(ValueError, match='better='):
+        Score('mine', better, nearest_l2)
 
 
 def test_bound_scores_and_plain_functions_serve_as_baselines():
@@ -110,13 +152,17 @@ def test_bound_scores_and_plain_functions_serve_as_baselines():
     X, mean = images(4, shape), images(1, shape, 5)[0]
     ssim = SSIM.bind(mean=mean, shape=shape)
     base, plain = baselines(X - mean, ssim), baselines(X - mean, lambda a, b: nearest_ssim(a, b, mean, shape))
-    for k in base: assert torch.equal(base[k], plain[k])
-    assert summarize(T(.5, .5, .5, .5), base['nearest_other'], score=ssim)['beat_nearest_other'] == 4
-    assert summarize(T(.5, .5, .5, .5), base['nearest_other'])['beat_nearest_other'] == 0  # control: L2's direction
+    for k in base:
+        assert torch.equal(base[k], plain[k])
+    assert summarize(T(0.5, 0.5, 0.5, 0.5), base['nearest_other'], score=ssim)['beat_nearest_other'] == 4
+    assert (
+        summarize(T(0.5, 0.5, 0.5, 0.5), base['nearest_other'])['beat_nearest_other'] == 0
+    )  # control: L2's direction
     assert ssim.name == 'SSIM' and ssim.better == 'higher' and SSIM.function is nearest_ssim
 
 
 # recovered
+
 
 @given(arrays(float, (6, 2), elements=small), arrays(float, (7, 2), elements=small))
 def test_no_candidate_recovers_two_samples(X, c):
@@ -130,14 +176,17 @@ def test_no_candidate_recovers_two_samples(X, c):
 
 
 def test_recovered_at_its_boundary():
-    X = T([0., 0.], [4., 0.], [4., 0.]).reshape(3, 2)
-    assert recovered(X, T(1.99, 0., 0.)).tolist() == [True, False, False]  # twins are never told apart
-    assert recovered(X, T(2., 0., 0.)).tolist() == [False]*3
-    with pytest.raises(ValueError, match=r'scores.shape=\(2,\)'): recovered(X, T(1., 1.))
-    with pytest.raises(ValueError, match='n=1'): recovered(X[:1], T(1.))
+    X = T([0.0, 0.0], [4.0, 0.0], [4.0, 0.0]).reshape(3, 2)
+    assert recovered(X, T(1.99, 0.0, 0.0)).tolist() == [True, False, False]  # twins are never told apart
+    assert recovered(X, T(2.0, 0.0, 0.0)).tolist() == [False] * 3
+    with pytest.raises(ValueError, match=r'scores.shape=\(2,\)'):
+        recovered(X, T(1.0, 1.0))
+    with pytest.raises(ValueError, match='n=1'):
+        recovered(X[:1], T(1.0))
 
 
 # paired comparisons
+
 
 @given(scores)
 def test_paired_against_direct_counts(pair):
@@ -147,41 +196,58 @@ def test_paired_against_direct_counts(pair):
     assert (r.improved, r.same, r.worse) == (up, len(before) - up - down, down)
     assert r.mean == pytest.approx((before - after).mean().item(), abs=1e-6) and r.low <= r.high
     n = up + down
-    tail = min(1., 2*binom.cdf(min(up, down), n, .5)) if n else 1.
+    tail = min(1.0, 2 * binom.cdf(min(up, down), n, 0.5)) if n else 1.0
     assert r.p == pytest.approx(tail)
 
 
 def test_paired_takes_lists_is_repeatable_and_depends_on_its_seed():
-    before, after = [3., 2., 5., 4.], [1., 2., 6., 1.]
-    assert paired(before, after, L2) == paired(torch.tensor(before), torch.tensor(after), L2) == paired(before, after, L2, seed=0)
+    before, after = [3.0, 2.0, 5.0, 4.0], [1.0, 2.0, 6.0, 1.0]
+    assert (
+        paired(before, after, L2)
+        == paired(torch.tensor(before), torch.tensor(after), L2)
+        == paired(before, after, L2, seed=0)
+    )
     g = np.random.default_rng(0).normal(size=30)
-    a, b = (paired(0*g, g, SSIM, seed=s, resamples=500) for s in (0, 1))
+    a, b = (paired(0 * g, g, SSIM, seed=s, resamples=500) for s in (0, 1))
     assert (a.low, a.high) != (b.low, b.high) and (a.mean, a.p) == (b.mean, b.p)
 
 
 def test_nothing_changed():
-    r = paired([1., 2.], [1., 2.], L2)
-    assert r == Paired(0, 2, 0, 0., 0., 0., 1.)
+    r = paired([1.0, 2.0], [1.0, 2.0], L2)
+    assert r == Paired(0, 2, 0, 0.0, 0.0, 0.0, 1.0)
     assert str(r) == '0 of 2 improved, 0 worse; mean improvement 0 [0, 0], sign test p = 1'
-    assert 'over 2 seeds' in str(paired_over_seeds([([1., 2.], [1., 2.])]*2, L2))
+    assert 'over 2 seeds' in str(paired_over_seeds([([1.0, 2.0], [1.0, 2.0])] * 2, L2))
 
 
-@pytest.mark.parametrize('before, after, says', [([1., 2.], [1.], r'after.shape=\(1,\)'), ([1.], [1.], 'n >= 2'), ([[1., 2.]], [[1., 2.]], 'after.shape'),
-                                                 ([1., float('nan')], [1., 2.], 'before=<1 of 2'), ([1., 2.], [1., float('inf')], 'after=<1 of 2')])
+@pytest.mark.parametrize(
+    'before, after, says',
+    [
+        ([1.0, 2.0], [1.0], r'after.shape=\(1,\)'),
+        ([1.0], [1.0], 'n >= 2'),
+        ([[1.0, 2.0]], [[1.0, 2.0]], 'after.shape'),
+        ([1.0, float('nan')], [1.0, 2.0], 'before=<1 of 2'),
+        ([1.0, 2.0], [1.0, float('inf')], 'after=<1 of 2'),
+    ],
+)
 def test_paired_refuses(before, after, says):
-    with pytest.raises(ValueError, match=says): paired(before, after, L2)
+    with pytest.raises(ValueError, match=says):
+        paired(before, after, L2)
 
 
 def test_over_seeds_refuses():
-    with pytest.raises(ValueError, match='seeds=1'): paired_over_seeds([([1., 2.], [1., 2.])], L2)
-    with pytest.raises(ValueError, match='after.shape'): paired_over_seeds([([1., 2.], [1., 2.]), ([1.], [1., 2.])], L2)
+    with pytest.raises(ValueError, match='seeds=1'):
+        paired_over_seeds([([1.0, 2.0], [1.0, 2.0])], L2)
+    with pytest.raises(ValueError, match='after.shape'):
+        paired_over_seeds([([1.0, 2.0], [1.0, 2.0]), ([1.0], [1.0, 2.0])], L2)
 
 
 def test_seeds_have_equal_weight_and_the_sign_test_counts_them():
-    r = paired_over_seeds([([0.]*8, [1.]*8), ([0.], [-3.]), ([0., 0.], [2., 0.])], SSIM)
-    assert (r.improved, r.same, r.worse, r.seeds) == (9, 1, 1, 3) and r.mean == pytest.approx((1 - 3 + 1)/3)
-    assert r.p == 1. and r.low <= r.mean <= r.high
-    assert paired_over_seeds([([0.]*50, [1.]*50)]*3, SSIM).p == .25  # three seeds can never do better
+    r = paired_over_seeds([([0.0] * 8, [1.0] * 8), ([0.0], [-3.0]), ([0.0, 0.0], [2.0, 0.0])], SSIM)
+    assert (r.improved, r.same, r.worse, r.seeds) == (9, 1, 1, 3) and r.mean == pytest.approx((1 - 3 + 1) / 3)
+    assert r.p == 1.0 and r.low <= r.mean <= r.high
+    assert (
+        paired_over_seeds([([0.0] * 50, [1.0] * 50)] * 3, SSIM).p == 0.25
+    )  # three seeds can never do better
 
 
 def test_intervals_hold_the_truth_about_95_percent_of_the_time():
@@ -190,15 +256,21 @@ def test_intervals_hold_the_truth_about_95_percent_of_the_time():
     for i in range(200):
         one = g.exponential(size=50) - 1  # skewed, mean 0
         many = g.normal(g.normal(size=(12, 1)), 1, (12, 20))
-        for j, r in enumerate((paired(0*one, one, SSIM, i, 500), paired_over_seeds([(0*a, a) for a in many], SSIM, i, 500),
-                               paired(0*many.ravel(), many.ravel(), SSIM, i, 500))):
+        for j, r in enumerate(
+            (
+                paired(0 * one, one, SSIM, i, 500),
+                paired_over_seeds([(0 * a, a) for a in many], SSIM, i, 500),
+                paired(0 * many.ravel(), many.ravel(), SSIM, i, 500),
+            )
+        ):
             hits[j] += r.low <= 0 <= r.high
-    print(hits/200)
-    assert .89 <= hits[0]/200 <= .98 and .89 <= hits[1]/200 <= .99
-    assert hits[2]/200 < .7  # samples of one seed are not independent
+    print(hits / 200)
+    assert 0.89 <= hits[0] / 200 <= 0.98 and 0.89 <= hits[1] / 200 <= 0.99
+    assert hits[2] / 200 < 0.7  # samples of one seed are not independent
 
 
 # samples of a figure
+
 
 @given(scores, small, st.integers(1, 13))
 def test_top_samples_against_the_rule_read_aloud(pair, threshold, count):
@@ -208,17 +280,26 @@ def test_top_samples_against_the_rule_read_aloud(pair, threshold, count):
     passing = [i for i in range(len(best)) if before[i] > threshold or after[i] > threshold]
     assert len(got) == len(set(got)) == min(count, len(passing)) and set(got) <= set(passing)
     left = set(passing) - set(got)
-    if left: assert min(best[i] for i in got) >= max(best[i] for i in left)
+    if left:
+        assert min(best[i] for i in got) >= max(best[i] for i in left)
     gains = [(after - before)[i].item() for i in got]
     assert gains == sorted(gains, reverse=True)
 
 
 @given(st.permutations(range(6)))
 def test_top_samples_do_not_depend_on_order(order):
-    before, after = T(1., 2., 3., 4., 5., 6.), T(3., 1.5, 2.25, 9., 2., 7.5)  # no ties: those go by index
-    for count in (1, 3, 6): assert [order[i] for i in top_samples(before[order], after[order], L2, 6.5, count)] == top_samples(before, after, L2, 6.5, count).tolist()
+    before, after = (
+        T(1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
+        T(3.0, 1.5, 2.25, 9.0, 2.0, 7.5),
+    )  # no ties: those go by index
+    for count in (1, 3, 6):
+        assert [order[i] for i in top_samples(before[order], after[order], L2, 6.5, count)] == top_samples(
+            before, after, L2, 6.5, count
+        ).tolist()
 
 
 def test_top_samples_refuse():
-    with pytest.raises(ValueError, match='count=0'): top_samples([1.], [1.], L2, 2., 0)
-    with pytest.raises(ValueError, match='after.shape'): top_samples([1., 2.], [1.], L2, 2., 1)
+    with pytest.raises(ValueError, match='count=0'):
+        top_samples([1.0], [1.0], L2, 2.0, 0)
+    with pytest.raises(ValueError, match='after.shape'):
+        top_samples([1.0, 2.0], [1.0], L2, 2.0, 1)

@@ -1,4 +1,5 @@
 "A process killed by SIGKILL at any moment and started again ends bit-identical to one left alone"
+
 import copy, os, signal, subprocess, sys, time
 from functools import partial
 from pathlib import Path
@@ -53,7 +54,12 @@ save_state(out, {n: v for n, v in {**vars(k), **networks}.items() if n != 'secon
 
 
 def start(path, out, *which, script=SCRIPT.format(tests=str(Path(__file__).parent))):
-    return subprocess.Popen([sys.executable, '-c', script, str(path), str(out), *which], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, '-c', script, str(path), str(out), *which],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(process):
@@ -63,24 +69,29 @@ def finish(process):
 
 @pytest.mark.parametrize('which', [('adam', 'ntk'), ('sgd', 'kkt')], ids='-'.join)
 def test_killed_and_resumed_is_bit_identical(tmp_path, which):
-    alone = start('none', tmp_path/'alone', *which)
-    path, kills, delays = tmp_path/'run.safetensors', 0, torch.Generator().manual_seed(0)
+    alone = start('none', tmp_path / 'alone', *which)
+    path, kills, delays = tmp_path / 'run.safetensors', 0, torch.Generator().manual_seed(0)
     for at in (5, 45, 120):  # before the first split, just after it, after the third
-        process = start(path, tmp_path/'resumed', *which)
+        process = start(path, tmp_path / 'resumed', *which)
         for line in process.stdout:
-            if int(line) >= at: break
-        time.sleep(.02*torch.rand((), generator=delays).item())  # anywhere, also while saving
-        if process.poll() is None: kills += 1
+            if int(line) >= at:
+                break
+        time.sleep(0.02 * torch.rand((), generator=delays).item())  # anywhere, also while saving
+        if process.poll() is None:
+            kills += 1
         process.send_signal(signal.SIGKILL)
         process.wait()
-        process.stdout.close(); process.stderr.close()
+        process.stdout.close()
+        process.stderr.close()
         assert path.exists() and 'optimiser' in load_state(path)  # whole, whenever the kill came
-    finish(start(path, tmp_path/'resumed', *which))
+    finish(start(path, tmp_path / 'resumed', *which))
     finish(alone)
-    a, b = load_state(tmp_path/'alone'), load_state(tmp_path/'resumed')
+    a, b = load_state(tmp_path / 'alone'), load_state(tmp_path / 'resumed')
     assert kills >= 2, 'the runs were too fast to be killed'
-    for name in ('x', 'lam', 'origins'): assert torch.equal(a[name], b[name]), name
-    for name in ('loss', 'step', 'result', 'splits'): assert a[name] == b[name], name
+    for name in ('x', 'lam', 'origins'):
+        assert torch.equal(a[name], b[name]), name
+    for name in ('loss', 'step', 'result', 'splits'):
+        assert a[name] == b[name], name
     assert len(a['splits']) == 3 and len(a['x']) > 6
 
 
@@ -88,73 +99,124 @@ def test_killed_and_resumed_is_bit_identical(tmp_path, which):
 def test_a_killed_training_is_bit_identical(tmp_path, name):
     "Networks, multipliers, certificates, counts; the checkpoint tells the parent how far its child is"
     go = partial(start, script=TRAINING)
-    alone, path, kills, delays = go('none', tmp_path/'alone', name), tmp_path/'run', 0, torch.Generator().manual_seed(1)
-    for at in (20, 600, 850):  # for train_kkt: before, and twice after, the first candidates for the best network
-        process = go(path, tmp_path/'resumed', name)
-        while process.poll() is None and not (path.exists() and load_state(path).get('step', at) >= at): time.sleep(.01)
-        time.sleep(.02*torch.rand((), generator=delays).item())
-        if process.poll() is None: kills += 1
+    alone, path, kills, delays = (
+        go('none', tmp_path / 'alone', name),
+        tmp_path / 'run',
+        0,
+        torch.Generator().manual_seed(1),
+    )
+    for at in (
+        20,
+        600,
+        850,
+    ):  # for train_kkt: before, and twice after, the first candidates for the best network
+        process = go(path, tmp_path / 'resumed', name)
+        while process.poll() is None and not (path.exists() and load_state(path).get('step', at) >= at):
+            time.sleep(0.01)
+        time.sleep(0.02 * torch.rand((), generator=delays).item())
+        if process.poll() is None:
+            kills += 1
         process.kill()
         process.communicate()
         assert at <= load_state(path)['step'] < 3000
-    finish(go(path, tmp_path/'resumed', name))
+    finish(go(path, tmp_path / 'resumed', name))
     assert 'step' not in load_state(path)  # but the result, for the next call
     finish(alone)
-    a, b = load_state(tmp_path/'alone'), load_state(tmp_path/'resumed')
+    a, b = load_state(tmp_path / 'alone'), load_state(tmp_path / 'resumed')
     assert kills >= 2, 'the trainings were too fast to be killed'
     assert a.keys() == b.keys() and a['steps'] == (3000 if name == 'train_gd' else 1000)
     for key, value in a.items():
-        same = torch.equal(value, b[key]) if torch.is_tensor(value) else value == b[key] if not isinstance(value, list) else all(map(torch.equal, value, b[key]))
+        same = (
+            torch.equal(value, b[key])
+            if torch.is_tensor(value)
+            else value == b[key]
+            if not isinstance(value, list)
+            else all(map(torch.equal, value, b[key]))
+        )
         assert same, key
 
 
 def break_after(net, calls):
     "The same network; its forward pass raises after so many calls"
     net, seen = copy.deepcopy(net), []
+
     def stumble(*_):
         seen.append(1)
-        if len(seen) > calls: raise KeyboardInterrupt
+        if len(seen) > calls:
+            raise KeyboardInterrupt
+
     net.register_forward_hook(stumble)
     return net
 
 
 def small(seed=0, **kw):
     X = torch.randn(6, 5, generator=torch.Generator().manual_seed(seed)).double()
-    return dict(init=MLP([5, 12, 1], bias='first', dtype=torch.float64, init='pytorch'), X=X, y=torch.tensor([1., -1.]*3).double(), **kw)
+    return dict(
+        init=MLP([5, 12, 1], bias='first', dtype=torch.float64, init='pytorch'),
+        X=X,
+        y=torch.tensor([1.0, -1.0] * 3).double(),
+        **kw,
+    )
 
 
-@pytest.mark.parametrize('train,kw', [(train_gd, dict(steps=40, momentum=.5)), (train_kkt, dict(max_steps=200))])
+@pytest.mark.parametrize(
+    'train,kw', [(train_gd, dict(steps=40, momentum=0.5)), (train_kkt, dict(max_steps=200))]
+)
 def test_the_checkpoint_of_another_training_is_refused(tmp_path, train, kw):
-    at, given = Checkpoint(tmp_path/'run', every_steps=5), small(**kw)
+    at, given = Checkpoint(tmp_path / 'run', every_steps=5), small(**kw)
     for finished in (False, True):
-        if finished: train(**given, checkpoint=at)
+        if finished:
+            train(**given, checkpoint=at)
         else:
-            with pytest.raises(KeyboardInterrupt): train(**{**given, 'init': break_after(given['init'], 30)}, checkpoint=at)
+            with pytest.raises(KeyboardInterrupt):
+                train(**{**given, 'init': break_after(given['init'], 30)}, checkpoint=at)
         other = MLP([5, 12, 1], bias='first', seed=1, dtype=torch.float64, init='pytorch')
-        for change, says in ((dict(lr=.05), 'lr'), (dict(X=given['X'].flip(0)), 'X'), (dict(y=-given['y']), 'y'), (dict(init=other), 'weights')):
-            with pytest.raises(ValueError, match=f'of this very run, but it was made with another {says};'): train(**{**given, **change}, checkpoint=at)
-        with pytest.raises(ValueError, match='another training, '): (train_kkt if train is train_gd else train_gd)(**small(), checkpoint=at)
+        for change, says in (
+            (dict(lr=0.05), 'lr'),
+            (dict(X=given['X'].flip(0)), 'X'),
+            (dict(y=-given['y']), 'y'),
+            (dict(init=other), 'weights'),
+        ):
+            with pytest.raises(ValueError, match=f'of this very run, but it was made with another {says};'):
+                train(**{**given, **change}, checkpoint=at)
+        with pytest.raises(ValueError, match='another training, '):
+            (train_kkt if train is train_gd else train_gd)(**small(), checkpoint=at)
     objective, x, lam = random_problem((8, 30, 30, 1), k=5, seed=3)
-    with pytest.raises(ValueError, match='another start, target, '): reconstruct(objective, x, lam, steps=5, checkpoint=at)
+    with pytest.raises(ValueError, match='another start, target, '):
+        reconstruct(objective, x, lam, steps=5, checkpoint=at)
 
 
 def test_running_averages_are_part_of_the_state(tmp_path):
     "Batch normalisation in training mode changes its buffers in every forward pass"
-    given = small(steps=40, loss='mse', momentum=.9)
+    given = small(steps=40, loss='mse', momentum=0.9)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        given['init'] = torch.nn.Sequential(torch.nn.Unflatten(1, (1, 5)), torch.nn.Conv1d(1, 4, 2), torch.nn.BatchNorm1d(4), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16, 1)).double()
-    at = Checkpoint(tmp_path/'run', every_steps=3)
-    with pytest.raises(KeyboardInterrupt): train_gd(**{**given, 'init': break_after(given['init'], 30)}, checkpoint=at)
-    whole, resumed, loaded = train_gd(**given), train_gd(**given, checkpoint=at), train_gd(**given, checkpoint=at)
+        given['init'] = torch.nn.Sequential(
+            torch.nn.Unflatten(1, (1, 5)),
+            torch.nn.Conv1d(1, 4, 2),
+            torch.nn.BatchNorm1d(4),
+            torch.nn.ReLU(),
+            torch.nn.Flatten(),
+            torch.nn.Linear(16, 1),
+        ).double()
+    at = Checkpoint(tmp_path / 'run', every_steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        train_gd(**{**given, 'init': break_after(given['init'], 30)}, checkpoint=at)
+    whole, resumed, loaded = (
+        train_gd(**given),
+        train_gd(**given, checkpoint=at),
+        train_gd(**given, checkpoint=at),
+    )
     for k in (resumed, loaded):
-        for (name, value), other in zip(whole.model.state_dict().items(), k.model.state_dict().values()): assert torch.equal(value, other), name
+        for (name, value), other in zip(whole.model.state_dict().items(), k.model.state_dict().values()):
+            assert torch.equal(value, other), name
         assert (k.loss, k.steps, k.stationarity) == (whole.loss, whole.steps, whole.stationarity)
 
 
 def test_time_before_a_kill_counts(tmp_path):
-    at, given = Checkpoint(tmp_path/'run', every_steps=5), small(max_steps=200, seconds=1e4)
-    with pytest.raises(KeyboardInterrupt): train_kkt(**{**given, 'init': break_after(given['init'], 200)}, checkpoint=at)
+    at, given = Checkpoint(tmp_path / 'run', every_steps=5), small(max_steps=200, seconds=1e4)
+    with pytest.raises(KeyboardInterrupt):
+        train_kkt(**{**given, 'init': break_after(given['init'], 200)}, checkpoint=at)
     state = load_state(at.path)
     assert state['step'] > 100 and state['best'] is not None
     save_state(at.path, dict(state, seconds=1e4))  # as if all of it had been spent
@@ -165,27 +227,62 @@ def test_time_before_a_kill_counts(tmp_path):
 def test_a_save_that_is_cut_short_leaves_the_old_file(tmp_path, monkeypatch):
     "The rename is the last thing that happens; whatever fails before it changes nothing"
     from samplesplit_nb import storage
-    path = tmp_path/'run.safetensors'
+
+    path = tmp_path / 'run.safetensors'
     storage.save_state(path, dict(step=1))
     monkeypatch.setattr(os, 'replace', lambda *_: (_ for _ in ()).throw(OSError('disk full')))
-    with pytest.raises(OSError, match='disk full'): storage.save_state(path, dict(step=2))
+    with pytest.raises(OSError, match='disk full'):
+        storage.save_state(path, dict(step=2))
     monkeypatch.undo()
     assert load_state(path) == dict(step=1) and [p.name for p in tmp_path.iterdir()] == ['run.safetensors']
 
 
-@pytest.mark.parametrize('make', [torch.optim.Adam, LazyAdam, partial(torch.optim.SGD, momentum=.9), torch.optim.RMSprop, torch.optim.Adagrad, partial(torch.optim.LBFGS, max_iter=3)],
-                         ids=lambda m: getattr(m, '__name__', m.func.__name__ if isinstance(m, partial) else '?'))
+@pytest.mark.parametrize(
+    'make',
+    [
+        torch.optim.Adam,
+        LazyAdam,
+        partial(torch.optim.SGD, momentum=0.9),
+        torch.optim.RMSprop,
+        torch.optim.Adagrad,
+        partial(torch.optim.LBFGS, max_iter=3),
+    ],
+    ids=lambda m: getattr(m, '__name__', m.func.__name__ if isinstance(m, partial) else '?'),
+)
 def test_every_optimiser_resumes_to_the_bit(tmp_path, make):
     objective, x, lam = random_problem((8, 30, 30, 1), k=5, seed=3)
-    go = partial(reconstruct, objective, x, lam, steps=45, lr=1e-3, optimizer=make, rule=SplitRule(threshold=-1e-9, eta_max=.1), when=Every(15), report_every=4)
+    go = partial(
+        reconstruct,
+        objective,
+        x,
+        lam,
+        steps=45,
+        lr=1e-3,
+        optimizer=make,
+        rule=SplitRule(threshold=-1e-9, eta_max=0.1),
+        when=Every(15),
+        report_every=4,
+    )
+
     def stumble(step, *_):
-        if step >= 36: raise KeyboardInterrupt
-    at = Checkpoint(tmp_path/'run', every_steps=7)
-    with pytest.raises(KeyboardInterrupt): go(callback=stumble, checkpoint=at)
+        if step >= 36:
+            raise KeyboardInterrupt
+
+    at = Checkpoint(tmp_path / 'run', every_steps=7)
+    with pytest.raises(KeyboardInterrupt):
+        go(callback=stumble, checkpoint=at)
     whole, resumed = go(), go(checkpoint=at)
     assert torch.equal(whole.x, resumed.x) and whole.history.loss == resumed.history.loss and len(whole.x) > 5
 
 
-@pytest.mark.parametrize('kw,says', [(dict(every_steps=0), 'every_steps=0'), (dict(every_seconds=-1.), 'every_seconds=-1.0'), (dict(every_seconds=None), 'every_steps=None')])
+@pytest.mark.parametrize(
+    'kw,says',
+    [
+        (dict(every_steps=0), 'every_steps=0'),
+        (dict(every_seconds=-1.0), 'every_seconds=-1.0'),
+        (dict(every_seconds=None), 'every_steps=None'),
+    ],
+)
 def test_bad_intervals_are_named(kw, says):
-    with pytest.raises(ValueError, match=says): Checkpoint('f', **kw)
+    with pytest.raises(ValueError, match=says):
+        Checkpoint('f', **kw)

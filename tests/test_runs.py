@@ -1,11 +1,23 @@
 "Experiments: killed at any moment and run again, the record is the same; saved files are trusted only if they are of that very experiment"
+
 import json, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pytest, torch
 from samplesplit_nb import experiments
-from samplesplit_nb.experiments import FIGURES, SEEDS, STUDIES, findings, get_study, over_seeds, paper_figure, representative, top_by_rule, verdict
+from samplesplit_nb.experiments import (
+    FIGURES,
+    SEEDS,
+    STUDIES,
+    findings,
+    get_study,
+    over_seeds,
+    paper_figure,
+    representative,
+    top_by_rule,
+    verdict,
+)
 from samplesplit_nb.runs import PEELINGS, Experiment, MissingResult, fingerprint, load_or_run, published, rows
 from samplesplit_nb.storage import load_arrays
 
@@ -30,7 +42,13 @@ runs.load_or_run(runs.Experiment(method=method, **settings, **training), folder/
 '''
 
 
-def start(folder, *words): return subprocess.Popen([sys.executable, '-c', SCRIPT, str(folder), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(folder, *words):
+    return subprocess.Popen(
+        [sys.executable, '-c', SCRIPT, str(folder), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(process):
@@ -42,28 +60,37 @@ def same_everywhere(path):
     "The record without what depends on the machine and the hour"
     record = json.loads(path.read_text())
     del record['environment']
-    for r in record['runs'].values(): del r['timing']
+    for r in record['runs'].values():
+        del r['timing']
     return record
 
 
 @pytest.mark.parametrize('method', ['ntk', 'kkt'])
 def test_killed_in_training_in_reconstruction_and_in_a_save(tmp_path, method):
     "The promise of the experiment engine: the same json as an uninterrupted run, time and host fields apart"
-    alone, killed = tmp_path/'alone', tmp_path/'killed'
-    alone.mkdir(); killed.mkdir()
+    alone, killed = tmp_path / 'alone', tmp_path / 'killed'
+    alone.mkdir()
+    killed.mkdir()
     finish(start(alone, method))
-    moments = ['cache/training-*-state.safetensors', 'cache/runs-*/plain.safetensors', 'cache/runs-*/split.safetensors', 'saving']
+    moments = [
+        'cache/training-*-state.safetensors',
+        'cache/runs-*/plain.safetensors',
+        'cache/runs-*/split.safetensors',
+        'saving',
+    ]
     for moment in moments:
         process = start(killed, method, 'linger')
-        while process.poll() is None and not list(killed.glob(moment)): time.sleep(.002)
+        while process.poll() is None and not list(killed.glob(moment)):
+            time.sleep(0.002)
         assert process.poll() is None, f'{moment} was not seen before the end: {process.stderr.read()}'
         process.send_signal(signal.SIGKILL)
         process.wait()
-        process.stdout.close(); process.stderr.close()
-        assert not (killed/'here.json').exists()
+        process.stdout.close()
+        process.stderr.close()
+        assert not (killed / 'here.json').exists()
     finish(start(killed, method))
-    assert same_everywhere(killed/'here.json') == same_everywhere(alone/'here.json')
-    a, b = (load_arrays(folder/'here.npz') for folder in (alone, killed))
+    assert same_everywhere(killed / 'here.json') == same_everywhere(alone / 'here.json')
+    a, b = (load_arrays(folder / 'here.npz') for folder in (alone, killed))
     assert all(np.array_equal(a[name], b[name]) for name in a) and len(a['samples']) == 6
     assert not list(killed.glob('cache/runs-*')) and not list(killed.glob('cache/*-state.safetensors'))
 
@@ -72,74 +99,141 @@ TINY = Experiment(n=4, k=4, width=10, steps=12, splits=1, evaluations=3, device=
 
 
 def test_a_damaged_or_foreign_record_is_not_used(tmp_path):
-    path = tmp_path/'r.json'
+    path = tmp_path / 'r.json'
     whole = load_or_run(TINY, path, images=True)
     assert load_or_run(TINY, path, run_missing=False) == whole
     for text in ('', '{"config": 1', '[]', '{"fingerprint": "0"}'):
         path.write_text(text)
-        with pytest.raises(MissingResult, match='is no record'): load_or_run(TINY, path, run_missing=False)
+        with pytest.raises(MissingResult, match='is no record'):
+            load_or_run(TINY, path, run_missing=False)
     again = load_or_run(TINY, path)
     assert again['runs']['split']['scores'] == whole['runs']['split']['scores']
     assert not path.with_suffix('.npz').exists()  # whose it was is not known any more
-    with pytest.raises(MissingResult, match='no images'): load_or_run(TINY, path, images=True, run_missing=False)
-    with pytest.raises(MissingResult, match='with another steps, seed'): load_or_run(replace(TINY, seed=3, steps=13), path, run_missing=False)
+    with pytest.raises(MissingResult, match='no images'):
+        load_or_run(TINY, path, images=True, run_missing=False)
+    with pytest.raises(MissingResult, match='with another steps, seed'):
+        load_or_run(replace(TINY, seed=3, steps=13), path, run_missing=False)
 
 
 def test_every_setting_but_the_device_changes_the_fingerprint():
-    other = dict(data='mnist', n=5, data_seed=1, method='kkt', width=11, training='descent', training_steps=7, training_lr=.5, k=9, steps=99, optimizer='sgd', lr=.3, lr_multipliers=.1,
-                 cycles=2, warmup=3, hold=.5, start_scale=.4, start_multipliers=(0., 1.), sharpness='loo', tangent='both', box='unit', box_weight=2., lam_min=.1, share=True, splits=2, split_every=7,
-                 threshold=-.5, relative=False, max_fraction=.3, at_once=1, eta_max=.2, num_matvecs=4, seed=5, device='cuda', dtype='float64', evaluations=5)
+    other = dict(
+        data='mnist',
+        n=5,
+        data_seed=1,
+        method='kkt',
+        width=11,
+        training='descent',
+        training_steps=7,
+        training_lr=0.5,
+        k=9,
+        steps=99,
+        optimizer='sgd',
+        lr=0.3,
+        lr_multipliers=0.1,
+        cycles=2,
+        warmup=3,
+        hold=0.5,
+        start_scale=0.4,
+        start_multipliers=(0.0, 1.0),
+        sharpness='loo',
+        tangent='both',
+        box='unit',
+        box_weight=2.0,
+        lam_min=0.1,
+        share=True,
+        splits=2,
+        split_every=7,
+        threshold=-0.5,
+        relative=False,
+        max_fraction=0.3,
+        at_once=1,
+        eta_max=0.2,
+        num_matvecs=4,
+        seed=5,
+        device='cuda',
+        dtype='float64',
+        evaluations=5,
+    )
     base = Experiment(training='descent', training_steps=5)  # so that each alone is allowed
     assert set(other) == {f for f in Experiment.__dataclass_fields__}
     own = fingerprint(base)
     for name, value in other.items():
-        if name == 'training': continue  # 'exact' wants training_steps=0
+        if name == 'training':
+            continue  # 'exact' wants training_steps=0
         assert (fingerprint(replace(base, **{name: value})) == own) == (name == 'device'), name
     assert fingerprint(Experiment()) != own
 
 
 def test_a_table_by_hand():
     "Improved, beat nearest other, mean: counted on paper"
-    record = dict(config=dict(n=3), baselines={'SSIM': dict(mean_image=[.1, .1, .1], nearest_other=[.3, .3, .3])},
-                  runs={name: dict(k_start=2, k_end=k, steps=5, timing=dict(seconds=1.), curve=dict(loss=[2., 1.]), scores={'SSIM': s})
-                        for name, k, s in (('plain', 2, [.2, .4, .6]), ('split', 3, [.5, .3, .7]))})
+    record = dict(
+        config=dict(n=3),
+        baselines={'SSIM': dict(mean_image=[0.1, 0.1, 0.1], nearest_other=[0.3, 0.3, 0.3])},
+        runs={
+            name: dict(
+                k_start=2,
+                k_end=k,
+                steps=5,
+                timing=dict(seconds=1.0),
+                curve=dict(loss=[2.0, 1.0]),
+                scores={'SSIM': s},
+            )
+            for name, k, s in (('plain', 2, [0.2, 0.4, 0.6]), ('split', 3, [0.5, 0.3, 0.7]))
+        },
+    )
     plain, split, mean, other = rows(record)
     assert (split['improved'], split['beat_nearest_other'], plain['beat_nearest_other']) == (2, 2, 2)
-    assert abs(split['mean'] - .5) < 1e-12 and 'improved' not in plain and 'beat_nearest_other' not in other
+    assert abs(split['mean'] - 0.5) < 1e-12 and 'improved' not in plain and 'beat_nearest_other' not in other
 
 
 def record_with(before, after, name='L2'):
-    return dict(config=dict(n=len(before), data='faces'), baselines={name: {}}, runs={'plain': dict(scores={name: before}, k_start=3), 'split': dict(scores={name: after})})
+    return dict(
+        config=dict(n=len(before), data='faces'),
+        baselines={name: {}},
+        runs={'plain': dict(scores={name: before}, k_start=3), 'split': dict(scores={name: after})},
+    )
 
 
 def test_grids_show_what_the_rule_says():
     "Of those that pass in either run the best, most improved first; the ten best where fewer than ten pass"
-    before, after = [9., 2.5] + [2.]*8 + [5., 5.], [2.8, 2.05] + [1.9 - .1*i for i in range(8)] + [4., 9.]
+    before, after = (
+        [9.0, 2.5] + [2.0] * 8 + [5.0, 5.0],
+        [2.8, 2.05] + [1.9 - 0.1 * i for i in range(8)] + [4.0, 9.0],
+    )
     samples, passing = top_by_rule(record_with(before, after), 25)
     assert passing == 10 and samples.tolist() == [0] + [9, 8, 7, 6, 1, 5, 4, 3, 2]
     assert top_by_rule(record_with(before, after), 2)[0].tolist() == [9, 8]  # the best two of them
-    before[0] = after[0] = 9.
+    before[0] = after[0] = 9.0
     samples, passing = top_by_rule(record_with(before, after), 25)
     assert passing == 9 and len(samples) == 10 and 10 in samples and 11 not in samples and 0 not in samples
 
 
 def test_representative_samples_are_chosen_by_rule():
-    assert list(representative(record_with([5., 5., 5., 5., 5.], [4., 6., 1., 5., 9.])).values()) == [2, 3, 4]
-    assert representative(record_with([.5, .5, .5], [.4, .9, .5], 'SSIM')) == {'most improved': 1, 'median': 2, 'most harmed': 0}
+    assert list(
+        representative(record_with([5.0, 5.0, 5.0, 5.0, 5.0], [4.0, 6.0, 1.0, 5.0, 9.0])).values()
+    ) == [2, 3, 4]
+    assert representative(record_with([0.5, 0.5, 0.5], [0.4, 0.9, 0.5], 'SSIM')) == {
+        'most improved': 1,
+        'median': 2,
+        'most harmed': 0,
+    }
 
 
 def test_intervals_and_verdicts():
-    one = torch.tensor([1., 1, 1, 1, 0])
+    one = torch.tensor([1.0, 1, 1, 1, 0])
     mean, low, high = over_seeds([one, one, one])
-    assert low < mean < high and abs(mean - .8) < 1e-12
-    assert over_seeds([torch.tensor([])]) is None and over_seeds([torch.tensor([.3])])[:2] == pytest.approx((.3, .3))
-    assert [verdict(v, 0.) for v in ((1, .1, 2), (-1, -2, 0.), (1, -1, 3))] == ['yes', 'no', 'open']
+    assert low < mean < high and abs(mean - 0.8) < 1e-12
+    assert over_seeds([torch.tensor([])]) is None and over_seeds([torch.tensor([0.3])])[:2] == pytest.approx(
+        (0.3, 0.3)
+    )
+    assert [verdict(v, 0.0) for v in ((1, 0.1, 2), (-1, -2, 0.0), (1, -1, 3))] == ['yes', 'no', 'open']
 
 
 def is_run_at(scale, panel):
     "The NTK attack with k = n at the two largest scales only; none of it on CIFAR-10 at scale medium"
     study, label = panel.split('/')
-    if scale == 'medium': return study not in ('figure01', 'figure11') or label.startswith('mnist')
+    if scale == 'medium':
+        return study not in ('figure01', 'figure11') or label.startswith('mnist')
     return scale == 'paper' or study != 'figure11' or not label.endswith('-1n')
 
 
@@ -148,8 +242,11 @@ def test_every_figure_names_experiments_that_exist_at_every_scale():
     for figure in FIGURES.values():
         for scale in SEEDS:
             found = experiments.panels(figure.panels, scale)
-            assert [f'{study.name}/{label}' for study, label in found] == [p for p in figure.panels if is_run_at(scale, p)]
-            for study, label in found: assert study.experiment(label, 0).steps > 0
+            assert [f'{study.name}/{label}' for study, label in found] == [
+                p for p in figure.panels if is_run_at(scale, p)
+            ]
+            for study, label in found:
+                assert study.experiment(label, 0).steps > 0
     assert {c.figure for c in experiments.CLAIMS} == set(FIGURES)
 
 
@@ -157,16 +254,36 @@ def test_what_was_not_run_stays_empty(tmp_path):
     found = findings('paper', root=tmp_path)
     assert found and not any('ours' in row or 'reproduced' in row for row in found)
     assert all(line.endswith('|  |') for line in experiments.findings_table(found).split('\n')[2:])
-    with pytest.raises(MissingResult, match='is missing'): paper_figure(2, 'paper', tmp_path, run_missing=False)
+    with pytest.raises(MissingResult, match='is missing'):
+        paper_figure(2, 'paper', tmp_path, run_missing=False)
 
 
 def test_published_settings_are_those_of_the_paper():
-    loo, haim = Experiment(n=100, k=200, **published('loo-ntk')), Experiment(data='mnist', n=500, k=1000, **published('haim-mnist-1'))
-    assert (loo.steps, loo.period, loo.splits, loo.threshold, loo.relative, loo.eta_max, loo.num_matvecs, loo.max_fraction) == (80_000, 20_000, 3, -.1, False, .01, 20, .5)
-    assert (haim.steps, haim.splits, haim.lr, haim.lam_min, haim.sharpness, haim.optimizer) == (50_000, 2, .030524, .44705, (149.866, 149.866), 'sgd')
+    loo, haim = (
+        Experiment(n=100, k=200, **published('loo-ntk')),
+        Experiment(data='mnist', n=500, k=1000, **published('haim-mnist-1')),
+    )
+    assert (
+        loo.steps,
+        loo.period,
+        loo.splits,
+        loo.threshold,
+        loo.relative,
+        loo.eta_max,
+        loo.num_matvecs,
+        loo.max_fraction,
+    ) == (80_000, 20_000, 3, -0.1, False, 0.01, 20, 0.5)
+    assert (haim.steps, haim.splits, haim.lr, haim.lam_min, haim.sharpness, haim.optimizer) == (
+        50_000,
+        2,
+        0.030524,
+        0.44705,
+        (149.866, 149.866),
+        'sgd',
+    )
 
 
-RESULTS = Path(__file__).parent.parent/'results'
+RESULTS = Path(__file__).parent.parent / 'results'
 
 
 @pytest.mark.parametrize('name', STUDIES)
@@ -180,47 +297,67 @@ def test_saved_results_are_whole_and_of_these_settings(name):
                 assert all(len(s) == record['config']['n'] for s in r['scores'].values())
                 first = next(iter(record['baselines']))
                 assert r['evaluations']['scores'][-1] == r['scores'][first]  # the last look is the score
-                if run in ('plain', 'split', *PEELINGS): assert r['steps'] == record['config']['steps'] == r['curve']['step'][-1]  # equal budgets
+                if run in ('plain', 'split', *PEELINGS):
+                    assert r['steps'] == record['config']['steps'] == r['curve']['step'][-1]  # equal budgets
 
 
 def test_the_saved_controls_say_what_the_readme_says():
     "Seeds 0-4, equal steps: splitting lowers the mean L2 by at least 40 % and improves at least 17 of 20 samples in the median seed"
     study = get_study('controls', 'small')
-    tables = [{row['method']: row for row in rows(r)} for r in study.records('half', RESULTS, run_missing=False)]
+    tables = [
+        {row['method']: row for row in rows(r)} for r in study.records('half', RESULTS, run_missing=False)
+    ]
     assert len(tables) == 5
-    assert np.median([1 - t['split']['mean']/t['plain']['mean'] for t in tables]) >= .4 and np.median([t['split']['improved'] for t in tables]) >= 17
+    assert (
+        np.median([1 - t['split']['mean'] / t['plain']['mean'] for t in tables]) >= 0.4
+        and np.median([t['split']['improved'] for t in tables]) >= 17
+    )
 
 
 @pytest.mark.parametrize('steps', [150, 1500, 2500, 3501])
 def test_scores_are_taken_on_schedule_whatever_the_number_of_steps(steps):
     "About so many looks as asked for, the start and the end among them"
     from samplesplit_nb.runs import attack, prepare
+
     seen = attack(prepare(replace(TINY, steps=steps, evaluations=10)), 'plain').evaluations[0]
     assert seen[0] == 0 and seen[-1] == steps and 9 <= len(seen) <= 13
 
 
 def test_pictures_are_never_those_of_other_settings(tmp_path):
-    path = tmp_path/'r.json'
+    path = tmp_path / 'r.json'
     load_or_run(TINY, path, images=True)
     old = load_arrays(path.with_suffix('.npz'))
-    more = load_or_run(TINY, path, ('plain', 'split', 'random both'), images=True)  # only a control is missing
-    assert 'random both' in more['runs'] and np.array_equal(load_arrays(path.with_suffix('.npz'))['split'], old['split'])
+    more = load_or_run(
+        TINY, path, ('plain', 'split', 'random both'), images=True
+    )  # only a control is missing
+    assert 'random both' in more['runs'] and np.array_equal(
+        load_arrays(path.with_suffix('.npz'))['split'], old['split']
+    )
     path.with_suffix('.npz').unlink()
-    assert 'random both' in load_or_run(TINY, path, images=True)['runs']  # kept, although the pictures were made anew
+    assert (
+        'random both' in load_or_run(TINY, path, images=True)['runs']
+    )  # kept, although the pictures were made anew
     load_or_run(replace(TINY, seed=3), path)  # others under the same name, without pictures
-    with pytest.raises(MissingResult, match='no images'): load_or_run(replace(TINY, seed=3), path, images=True, run_missing=False)
+    with pytest.raises(MissingResult, match='no images'):
+        load_or_run(replace(TINY, seed=3), path, images=True, run_missing=False)
 
 
 def test_an_empty_split_is_called_so(tmp_path):
     "Where no curvature lies below the threshold both runs are the same, and no claim is judged by it"
-    record = record_with([1., 2.], [1., 2.])
+    record = record_with([1.0, 2.0], [1.0, 2.0])
     record['runs']['split']['splits'] = [dict(step=5, split=0)]
     study = type('Study', (), dict(name='figure01', scale='small', records=lambda self, *a, **k: [record]))()
-    assert experiments._finding(experiments.CLAIMS[0], study, 'mnist', tmp_path)['reproduced'] == 'nothing was split'
+    assert (
+        experiments._finding(experiments.CLAIMS[0], study, 'mnist', tmp_path)['reproduced']
+        == 'nothing was split'
+    )
 
 
 def test_a_control_with_its_own_cycles_has_them_whatever_the_experiment_holds():
     from samplesplit_nb.runs import reconstruct_options
-    held, cycle = (reconstruct_options(replace(TINY, hold=.7, steps=100), 4, cycles=c)['lr_factor'] for c in (None, 1))
+
+    held, cycle = (
+        reconstruct_options(replace(TINY, hold=0.7, steps=100), 4, cycles=c)['lr_factor'] for c in (None, 1)
+    )
     plain = reconstruct_options(replace(TINY, steps=100), 4, cycles=1)['lr_factor']
     assert held(60) == 1 > cycle(60) and [cycle(s) for s in range(100)] == [plain(s) for s in range(100)]

@@ -1,4 +1,5 @@
 "Checkpoints from elsewhere: read without running anything, turned into the network that they were"
+
 import io, os, pickle, zipfile
 import pytest, torch
 from torch import nn
@@ -9,37 +10,55 @@ from samplesplit_nb.storage import load_weights, save_weights
 
 class Published(nn.Module):
     "A perceptron as in the published code: biases in the first layer only, names layers.N"
+
     def __init__(self, *widths):
         super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(a, b, bias=not i) for i, (a, b) in enumerate(zip(widths, widths[1:]))])
+        self.layers = nn.ModuleList(
+            [nn.Linear(a, b, bias=not i) for i, (a, b) in enumerate(zip(widths, widths[1:]))]
+        )
+
     def forward(self, x):
-        for layer in self.layers[:-1]: x = torch.relu(layer(x))
+        for layer in self.layers[:-1]:
+            x = torch.relu(layer(x))
         return self.layers[-1](x)
 
 
-@pytest.mark.parametrize('wrap', [lambda s: s, lambda s: {'batch': None, 'epoch': 7, 'state_dict': s}, lambda s: {'model': {'module.' + k: v for k, v in s.items()}}],
-                         ids=['bare', 'published', 'parallel'])
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda s: s,
+        lambda s: {'batch': None, 'epoch': 7, 'state_dict': s},
+        lambda s: {'model': {'module.' + k: v for k, v in s.items()}},
+    ],
+    ids=['bare', 'published', 'parallel'],
+)
 @pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
 def test_a_published_checkpoint_is_the_same_function(tmp_path, wrap, zipped):
     torch.manual_seed(0)
     net, x = Published(30, 20, 20, 1).double(), torch.randn(50, 30, dtype=torch.float64)
-    torch.save(wrap(net.state_dict()), tmp_path/'weights.pth', _use_new_zipfile_serialization=zipped)
-    model = mlp_from_weights(load_weights(tmp_path/'weights.pth'))
+    torch.save(wrap(net.state_dict()), tmp_path / 'weights.pth', _use_new_zipfile_serialization=zipped)
+    model = mlp_from_weights(load_weights(tmp_path / 'weights.pth'))
     assert (model.widths, model.bias) == ([30, 20, 20, 1], 'first')
-    with torch.no_grad(): assert_close(model(x), net(x), rtol=0, atol=0)
+    with torch.no_grad():
+        assert_close(model(x), net(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_dtypes_survive_a_round_trip(tmp_path, dtype):
     net = MLP([6, 5, 2], bias='none', seed=2, dtype=dtype)
-    save_weights(tmp_path/'w.safetensors', net)
-    back = mlp_from_weights(load_weights(tmp_path/'w.safetensors'))
-    assert all(torch.equal(p, q) and q.dtype == dtype for p, q in zip(net.parameters(), back.parameters(), strict=True))
+    save_weights(tmp_path / 'w.safetensors', net)
+    back = mlp_from_weights(load_weights(tmp_path / 'w.safetensors'))
+    assert all(
+        torch.equal(p, q) and q.dtype == dtype
+        for p, q in zip(net.parameters(), back.parameters(), strict=True)
+    )
 
 
 def hostile(path):
     class Evil:
-        def __reduce__(self): return os.system, (f'touch {path}',)
+        def __reduce__(self):
+            return os.system, (f'touch {path}',)
+
     return Evil()
 
 
@@ -48,7 +67,8 @@ def zip_with(pickled):
     good, evil = io.BytesIO(), io.BytesIO()
     torch.save({'w': torch.zeros(2)}, good)
     with zipfile.ZipFile(good) as a, zipfile.ZipFile(evil, 'w') as b:
-        for name in a.namelist(): b.writestr(name, pickled if name.endswith('data.pkl') else a.read(name))
+        for name in a.namelist():
+            b.writestr(name, pickled if name.endswith('data.pkl') else a.read(name))
     return evil.getvalue()
 
 
@@ -56,49 +76,64 @@ def zip_with(pickled):
 @pytest.mark.parametrize('protocol', [0, 2, 4])
 @pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'bare'])
 def test_a_hostile_pickle_runs_nothing(tmp_path, suffix, protocol, zipped):
-    mark = tmp_path/'owned'
+    mark = tmp_path / 'owned'
     data = pickle.dumps({'w': hostile(mark)}, protocol)
-    (tmp_path/f'evil{suffix}').write_bytes(zip_with(data) if zipped else data)
-    with pytest.raises(ValueError, match='must be a checkpoint'): load_weights(tmp_path/f'evil{suffix}')
+    (tmp_path / f'evil{suffix}').write_bytes(zip_with(data) if zipped else data)
+    with pytest.raises(ValueError, match='must be a checkpoint'):
+        load_weights(tmp_path / f'evil{suffix}')
     assert not mark.exists()
     pickle.loads(data)  # negative control: it would have
     assert mark.exists()
 
 
 def test_a_whole_module_is_refused_with_the_remedy(tmp_path):
-    torch.save(nn.Linear(2, 1), tmp_path/'whole.pt')
-    with pytest.raises(ValueError, match=r'wants to run torch\.nn.*torch\.save\(model\.state_dict'): load_weights(tmp_path/'whole.pt')
+    torch.save(nn.Linear(2, 1), tmp_path / 'whole.pt')
+    with pytest.raises(ValueError, match=r'wants to run torch\.nn.*torch\.save\(model\.state_dict'):
+        load_weights(tmp_path / 'whole.pt')
 
 
 def test_an_old_torch_reads_safetensors_only(tmp_path, monkeypatch):
     net = MLP([3, 1])
-    torch.save(net.state_dict(), tmp_path/'w.pt'); save_weights(tmp_path/'w.safetensors', net)
+    torch.save(net.state_dict(), tmp_path / 'w.pt')
+    save_weights(tmp_path / 'w.safetensors', net)
     monkeypatch.setattr(torch, '__version__', '2.9.1')
-    assert set(load_weights(tmp_path/'w.safetensors')) == set(net.state_dict())
-    with pytest.raises(ValueError, match=r'torch=2\.9\.1.*safetensors'): load_weights(tmp_path/'w.pt')
+    assert set(load_weights(tmp_path / 'w.safetensors')) == set(net.state_dict())
+    with pytest.raises(ValueError, match=r'torch=2\.9\.1.*safetensors'):
+        load_weights(tmp_path / 'w.pt')
 
 
 @pytest.mark.parametrize('cut', [1, 100, -30])
 def test_half_a_file_is_no_checkpoint(tmp_path, cut):
     net = MLP([30, 20, 1])
-    torch.save(net.state_dict(), tmp_path/'w.pth'); save_weights(tmp_path/'w.safetensors', net)
+    torch.save(net.state_dict(), tmp_path / 'w.pth')
+    save_weights(tmp_path / 'w.safetensors', net)
     for name in ('w.pth', 'w.safetensors'):
-        (tmp_path/name).write_bytes((tmp_path/name).read_bytes()[:cut])
-        with pytest.raises(ValueError, match='must be a checkpoint'): load_weights(tmp_path/name)
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:cut])
+        with pytest.raises(ValueError, match='must be a checkpoint'):
+            load_weights(tmp_path / name)
 
 
 def test_a_failed_save_leaves_the_good_file(tmp_path, monkeypatch):
-    save_weights(tmp_path/'w.safetensors', MLP([3, 1], seed=1))
-    def full(*_): raise OSError(28, 'No space left on device')
+    save_weights(tmp_path / 'w.safetensors', MLP([3, 1], seed=1))
+
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
     monkeypatch.setattr(os, 'replace', full)
-    with pytest.raises(OSError): save_weights(tmp_path/'w.safetensors', MLP([3, 1], seed=2))
-    assert torch.equal(load_weights(tmp_path/'w.safetensors')['layers.0.weight'], MLP([3, 1], seed=1).layers[0].weight)
+    with pytest.raises(OSError):
+        save_weights(tmp_path / 'w.safetensors', MLP([3, 1], seed=2))
+    assert torch.equal(
+        load_weights(tmp_path / 'w.safetensors')['layers.0.weight'], MLP([3, 1], seed=1).layers[0].weight
+    )
     assert [p.name for p in tmp_path.iterdir()] == ['w.safetensors']
 
 
 def test_layers_in_the_order_of_their_numbers():
     "safetensors sorts names as text: layers.10 before layers.2"
-    net = MLP([4]*13 + [1], init='pytorch', seed=3)
+    net = MLP([4] * 13 + [1], init='pytorch', seed=3)
     shuffled = dict(sorted(net.state_dict().items()))
     assert list(shuffled)[2].startswith('layers.1.') and list(shuffled)[4].startswith('layers.10.')
-    assert all(torch.equal(p, q) for p, q in zip(mlp_from_weights(shuffled).parameters(), net.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q)
+        for p, q in zip(mlp_from_weights(shuffled).parameters(), net.parameters(), strict=True)
+    )

@@ -2,17 +2,20 @@
 
 python tools/colab.py      after a change of `user`, `repo` or `version` there, and for a new or moved notebook
 """
+
 import json
 from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-BADGE, SETUP = 'colab-badge', 'colab-setup' # the ids of the two cells
+BADGE, SETUP = 'colab-badge', 'colab-setup'  # the ids of the two cells
+
 
 def badge(path, cfg):
     "The badge opens the notebook of the released version, which is the one that the next cell installs"
     url = f"https://colab.research.google.com/github/{cfg['user']}/{cfg['repo']}/blob/v{cfg['version']}/{path.as_posix()}"
     return f'[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({url})'
+
 
 def setup(path, cfg):
     """What a notebook does first on Colab.
@@ -32,22 +35,39 @@ if 'google.colab' in str(get_ipython()):
         line.startswith(('#| slow', '#| cuda', '#| notest', '#| eval: false')) for line in lines) else
         ["print('Skipped, as its first lines say: delete that mark to run this cell.')\\n"])'''
 
+
 def write(path, cfg):
     "Put both cells below the title, or bring them up to date"
     nb = json.loads(path.read_text(encoding='utf-8'))
     cells = [c for c in nb['cells'] if c['id'] not in (BADGE, SETUP)]
-    title = next(i for i, c in enumerate(cells) if c['cell_type'] == 'markdown' and ''.join(c['source']).startswith('# '))
+    title = next(
+        i
+        for i, c in enumerate(cells)
+        if c['cell_type'] == 'markdown' and ''.join(c['source']).startswith('# ')
+    )
     relative = path.relative_to(ROOT)
     lines = lambda text: text.splitlines(keepends=True)
-    cells[title + 1:title + 1] = [
+    cells[title + 1 : title + 1] = [
         dict(cell_type='markdown', id=BADGE, metadata={}, source=lines(badge(relative, cfg))),
-        dict(cell_type='code', execution_count=None, id=SETUP, metadata={}, outputs=[], source=lines(setup(relative, cfg)))]
+        dict(
+            cell_type='code',
+            execution_count=None,
+            id=SETUP,
+            metadata={},
+            outputs=[],
+            source=lines(setup(relative, cfg)),
+        ),
+    ]
     path.write_text(json.dumps(nb | dict(cells=cells), indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+
 
 def main():
     config = ConfigParser(delimiters=['='])
-    config.read(ROOT/'settings.ini', encoding='utf-8')
-    for path in (ROOT/'nbs').rglob('*.ipynb'):
-        if '.ipynb_checkpoints' not in path.parts: write(path, config['DEFAULT'])
+    config.read(ROOT / 'settings.ini', encoding='utf-8')
+    for path in (ROOT / 'nbs').rglob('*.ipynb'):
+        if '.ipynb_checkpoints' not in path.parts:
+            write(path, config['DEFAULT'])
 
-if __name__ == '__main__': main()
+
+if __name__ == '__main__':
+    main()

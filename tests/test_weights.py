@@ -5,7 +5,7 @@ import pytest, torch
 from torch import nn
 from torch.testing import assert_close
 from samplesplit_nb.networks import MLP, mlp_from_weights
-from samplesplit_nb.storage import load_weights, save_weights
+from samplesplit_nb.weights import load_weights, save_weights
 
 
 class Published(nn.Module):

@@ -5,10 +5,19 @@
 # %% auto #0
 __all__ = ['PRESETS', 'Preset', 'preset']
 
-# %% ../nbs/support/presets.ipynb #37002458
+# %% ../nbs/support/presets.ipynb #c7479195
 import dataclasses
 import torch
 from .checks import require
+
+# %% ../nbs/support/presets.ipynb #848932a7
+def _draw(scale, interval, k, d, outputs, seed):
+    "Pixels of standard deviation `scale`, (k, d), and multipliers uniform on `interval`"
+    g = torch.Generator().manual_seed(seed)
+    x = scale*torch.randn(k, d, generator=g, dtype=torch.float64)
+    low, high = interval
+    shape = (k,) if outputs is None else (k, outputs)
+    return x, low + (high - low)*torch.rand(shape, generator=g, dtype=torch.float64)
 
 # %% ../nbs/support/presets.ipynb #b40911d4
 @dataclasses.dataclass(frozen=True)
@@ -35,24 +44,23 @@ class Preset:
         dtype=torch.float32, device='cpu'
     )->tuple: # x (k, d), lam (k,) or (k, outputs)
         "The published initialisation"
-        g = torch.Generator().manual_seed(seed)
-        x = self.start_scale*torch.randn(k, d, generator=g, dtype=torch.float64)
-        low, high = self.multipliers
-        shape = (k,) if outputs is None else (k, outputs)
-        lam = low + (high - low)*torch.rand(shape, generator=g, dtype=torch.float64)
+        x, lam = _draw(self.start_scale, self.multipliers, k, d, outputs, seed)
         return x.to(device, dtype), lam.to(device, dtype)
 
+# %% ../nbs/support/presets.ipynb #eb94fd71
 def _haim(data, *values):
-    s, lr, lam_min, a = values
+    scale, lr, lam_min, sharpness = values
     return Preset('Haim et al. 2022, published run settings (random search)', 'kkt', data,
-                  s, lr, 1e-4, a, (0., 1.), lam_min)
+                  scale, lr, 1e-4, sharpness, (0., 1.), lam_min)
 
+# %% ../nbs/support/presets.ipynb #2df1c58c
 def _regression(*values):
-    s, lr, lam_min, a = values
+    scale, lr, lam_min, sharpness = values
     return Preset('Buzaglo et al. 2024, general losses, published run settings',
-                  'regression', 'CIFAR-10, 250 per class', s, lr,
-                  1e-4, a, (0., 1.), lam_min)
+                  'regression', 'CIFAR-10, 250 per class', scale, lr, 1e-4, sharpness,
+                  (0., 1.), lam_min)
 
+# %% ../nbs/support/presets.ipynb #6677e728
 # published settings by name, as `preset` takes them
 PRESETS = {
     'haim-cifar-1': _haim('CIFAR-10, n = 500', 8.8575e-4, 0.55492, 0.49830, 19.1446),
@@ -69,6 +77,7 @@ PRESETS = {
         'Loo et al. 2024', 'ntk', 'MNIST or CIFAR-10, n = 100', 0.2, 0.02, 0.02, 200.,
         (-.5, .5), optimizer='adam', steps=80_000, candidates='2 n')}
 
+# %% ../nbs/support/presets.ipynb #b67d0aa8
 def preset(
     name:str # one of `PRESETS`
 )->Preset: # ValueError for an unknown name

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.func import jvp
 from .checks import require
 from .networks import Polynomial, SmoothReLU, SurrogateReLU
-from .objectives import PerceptronTangent, ReconstructionObjective
+from .objectives import ReconstructionObjective
+from .tangents import PerceptronTangent
 from .descent import Descent, Running
 from .lanczos import RitzPairs, lanczos_min
 from .splitting import (

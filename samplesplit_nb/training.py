@@ -18,7 +18,7 @@ from samplesplit_nb.certificates import (
     sample_margins)
 from .checks import is_count, require, require_finite
 from .networks import MLP, SmoothReLU, flat_parameters
-from .objectives import gram, tangent_features, tangent_inner, weighted_sum
+from .tangents import gram, tangent_features, tangent_inner, weighted_sum
 from .optimisers import optimiser_state, restore_optimiser
 from .storage import Checkpoint, Keeper, digest, progress_bar
 

@@ -76,7 +76,9 @@ def test_layers_call_downwards_only():
     floor = 'checks', 'tables', 'networks', 'optimisers', 'storage', 'data', 'metrics'
     below = {
         **{name: ['checks'] for name in floor},
+        'metrics': ['checks', 'tables'],
         'checks': [],
+        'metrics': ['checks', 'tables'],
         'tangents': ['checks', 'networks'],
         'identifiability': ['checks', 'networks'],
         'objectives': ['checks', 'networks', 'tangents'],

@@ -19,7 +19,7 @@ from torch.func import functional_call, grad, jvp
 from .checks import is_count, require, require_finite
 from .identifiability import interpolation_rank
 from .networks import MLP, SmoothReLU, flat_parameters, is_homogeneous
-from .objectives import ModuleTangent, gram, tangent_features
+from .tangents import ModuleTangent, gram, tangent_features
 
 # %% ../nbs/support/certificates.ipynb #ce000006
 class Finding:

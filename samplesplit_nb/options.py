@@ -6,13 +6,13 @@
 __all__ = ['File', 'Dir', 'Name', 'Method', 'METHODS', 'OPTIONS', 'ComputeOptions', 'NetworkOptions', 'ImageOptions',
            'GivenImages', 'KnownImages', 'ResultOptions', 'DemoOptions', 'FigureOptions', 'StudyOptions',
            'TrainOptions', 'ReconstructOptions', 'InvertOptions', 'EvaluateOptions', 'CertifyOptions', 'field_comments',
-           'docments']
+           'docments', 'registered', 'study_help']
 
 # %% ../nbs/support/options.ipynb #0b710003
-import ast, io, sys, tokenize
+import ast, io, tokenize
 from dataclasses import dataclass, field
 from functools import cache
-from inspect import getsource
+from importlib.resources import files
 from typing import Annotated, Literal, get_args
 
 # %% ../nbs/support/options.ipynb #0b710007
@@ -28,7 +28,7 @@ METHODS = get_args(Method) # the attacks, by name
 # %% ../nbs/support/options.ipynb #0b71000c
 @dataclass(frozen=True, kw_only=True)
 class ComputeOptions:
-    "Where to compute"
+    "Where to compute, on which device"
     device:str='auto' # auto, cpu, cuda, ...
 
 # %% ../nbs/support/options.ipynb #0b71000d
@@ -228,7 +228,12 @@ def field_comments(
 
 # %% ../nbs/support/options.ipynb #0b710032
 @cache
-def _comments_in(module): return field_comments(getsource(sys.modules[module]))
+def _source(module):
+    "The text of a module of this package, which is not imported"
+    return files('samplesplit_nb').joinpath(f'{module}.py').read_text(encoding='utf-8')
+
+@cache
+def _comments_in(module): return field_comments(_source(module))
 
 def docments(
     options:type # one of the classes above
@@ -236,5 +241,21 @@ def docments(
     "The help of every option, its class's own and inherited"
     found:dict[str, str] = {}
     for c in reversed(options.__mro__[:-1]):
-        found |= _comments_in(c.__module__).get(c.__name__, {})
+        found |= _comments_in(c.__module__.rpartition('.')[2]).get(c.__name__, {})
     return found
+
+# %% ../nbs/support/options.ipynb #0b710036
+def registered(
+    source:str # a text in Python
+)->dict[str, str]: # name -> docstring
+    "The functions in it that are decorated by `register(name)`"
+    found = {}
+    for f in ast.parse(source).body:
+        for d in f.decorator_list if isinstance(f, ast.FunctionDef) else ():
+            if isinstance(d, ast.Call) and ast.unparse(d.func) == 'register':
+                found[ast.literal_eval(d.args[0])] = ast.get_docstring(f) or ''
+    return found
+
+def study_help()->dict[str, str]: # name -> what it holds, in a line
+    "What `samplesplit experiment` can run, read without importing it"
+    return {name: text.partition('\n')[0] for name, text in registered(_source('studies')).items()}

@@ -1,6 +1,8 @@
-"""Notebooks on Colab: their badge and first cell, and all cells from a fresh kernel where only the runtime requirements are installed
+"""Notebooks on Colab: their badge and first cell, and all cells from a fresh kernel where only the runtime
+requirements are installed
 
-A plain environment stands in for Colab: what `requirements` in settings.ini names, ipykernel, and the package as the first cell installs it.
+A plain environment stands in for Colab: what `requirements` in settings.ini names, ipykernel, and the package
+as the first cell installs it.
 The requirements (1.4 GB, mostly torch) are installed once and kept in ~/.cache/samplesplit_nb.
 """
 
@@ -179,14 +181,15 @@ class Kernel(IPythonKernel): shell_class = Shell
         return json.loads(out.splitlines()[-1])
 
     def set_up(self, path, repository, more=()):
-        "The first cell of a notebook and more cells, with a local repository for the one on GitHub: the first failure, or None"
+        """The first cell of a notebook and more cells, with a local repository for the one on GitHub: the
+        first failure, or None"""
         name, cell = setup_cell(path)
         git = dict(
             GIT_CONFIG_COUNT='1',
             GIT_CONFIG_KEY_0=f'url.file://{repository}.insteadOf',
             GIT_CONFIG_VALUE_0=SETTINGS['git_url'],
         )
-        there = f"import os; assert os.getcwd() == os.path.realpath('/content/{SETTINGS['repo']}/{path.parent.as_posix()}')"
+        there = f"import os; assert os.getcwd() == os.path.realpath('/content/{SETTINGS['repo']}/{path.parent.as_posix()}')"  # noqa: E501
         cells = [
             [i, s.replace('/content', str(self.content))]
             for i, s in ((name, cell), ('where the cell leads', there), *more)
@@ -203,7 +206,8 @@ class Kernel(IPythonKernel): shell_class = Shell
 
 
 def publish(folder, **changes):
-    "This working tree, with changes to settings.ini, as a repository with the tag that the first cell asks for"
+    """This working tree, with changes to settings.ini, as a repository with the tag that the first cell asks
+    for"""
     call('git', 'init', '-q', folder)
     git = 'git', '-C', folder, '-c', 'user.name=test', '-c', 'user.email=test@localhost'
     call(*git, '--git-dir', folder / '.git', '--work-tree', ROOT, 'add', '-A', cwd=ROOT)
@@ -231,7 +235,7 @@ def colab(requirements, tmp_path_factory):
 
 def report(failure):
     "What a reader needs to find the mistake"
-    return f"cell {failure['cell']}:\n{failure['source']}\n\n{failure['traceback']}\n\nprinted before:\n{failure['printed']}"
+    return f"cell {failure['cell']}:\n{failure['source']}\n\n{failure['traceback']}\n\nprinted before:\n{failure['printed']}"  # noqa: E501
 
 
 def test_the_plain_environment_has_nothing_for_developers(colab):

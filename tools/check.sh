@@ -28,6 +28,9 @@ if [ "$before" != "$after" ]; then
   exit 1
 fi
 
+step "lint"
+ruff check -q .
+
 step "notebooks"
 OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --do_print --timing
 

@@ -537,7 +537,7 @@ def _check_attack(args, outputs):
 # %% ../nbs/support/cli.ipynb #64e4cb83
 def _method(args):
     "The attack that --method and --preset agree on"
-    from samplesplit_nb.objectives import preset
+    from samplesplit_nb.presets import preset
     named = preset(args.preset).attack if args.preset else args.method
     _require(named is not None, '--method', None, 'given', f'one of {", ".join(METHODS)}')
     _require(named in METHODS and args.method in (None, named), '--preset', args.preset,

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.func import jvp
 from .checks import require
 from .networks import Polynomial, SmoothReLU, SurrogateReLU
-from .objectives import PerceptronTangent, ReconstructionObjective
+from .objectives import ReconstructionObjective
+from .tangents import PerceptronTangent
 from samplesplit_nb.splitting import (
     RitzPairs, SmallGradient, SplitRule, Stop, lanczos_min, min_curvature, reconstruct,
     splitting_product)

@@ -25,7 +25,9 @@ from .data import SOURCES, ImageData, load_data, load_images
 from .identifiability import invert_gradient
 from .metrics import L2, SSIM, Score, baselines, recovered, summarize, top_samples
 from .networks import MLP
-from .objectives import KKTObjective, MulticlassKKTObjective, NTKObjective, ReconstructionObjective, preset
+from .objectives import (
+    KKTObjective, MulticlassKKTObjective, NTKObjective, ReconstructionObjective)
+from .presets import preset
 from .optimisers import LazyAdam, adam, geometric, hold_then_decay, loo_sharpness, warm_restarts
 from samplesplit_nb.splitting import (
     Control, Every, History, Peeling, Reconstruction, ReconstructionError, Split, SplitRule, Stop,

@@ -8,15 +8,9 @@ from torch.testing import assert_close
 from problems import random_problem
 from samplesplit_nb.networks import MLP, SmoothReLU
 from samplesplit_nb.objectives import (
-    PRESETS,
-    DecayObjective,
-    KKTObjective,
-    MulticlassKKTObjective,
-    NTKObjective,
-    ReconstructionObjective,
-    least_squares_multipliers,
-    preset,
-)
+    DecayObjective, KKTObjective, MulticlassKKTObjective, NTKObjective,
+    ReconstructionObjective, least_squares_multipliers)
+from samplesplit_nb.presets import PRESETS, preset
 from samplesplit_nb.splitting import Every, SplitRule, reconstruct, split_samples
 from samplesplit_nb.training import train_ntk
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from .checks import require
 from .metrics import L2, SSIM, Score, recovered, summarize
-from .splitting import History, Reconstruction, Split
+from .descent import History, Reconstruction, Split
 from .storage import load_json, save_json
 from .tables import Table, table
 

@@ -29,9 +29,9 @@ from .objectives import (
     KKTObjective, MulticlassKKTObjective, NTKObjective, ReconstructionObjective)
 from .presets import preset
 from .optimisers import LazyAdam, adam, geometric, hold_then_decay, loo_sharpness, warm_restarts
-from samplesplit_nb.splitting import (
-    Control, Every, History, Peeling, Reconstruction, ReconstructionError, Split, SplitRule, Stop,
-    peel, reconstruct)
+from .splitting import Control, Every, SplitRule, Stop, reconstruct
+from .descent import History, Reconstruction, ReconstructionError, Split
+from .peeling import Peeling, peel
 from .storage import (
     Checkpoint, digest, load_json, load_state, save_arrays, save_json, save_state)
 from .training import train_gd, train_kkt, train_ntk

@@ -539,7 +539,7 @@ class _GramGradient(_GramTangents):
         return back
 
 # %% ../nbs/support/tangents.ipynb #f4642456
-# below this share of |target|^2 the Gram form loses digits of the value (three, at worst)
+# below this part of |target|^2 the Gram form loses digits of the value (three, at worst)
 CANCELS = {torch.float32: 1e-3, torch.float64: 1e-10}
 
 # %% ../nbs/support/tangents.ipynb #83b56285

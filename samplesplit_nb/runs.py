@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from .checks import pick_device, require
 from .data import SOURCES, ImageData, load_data, load_images
-from .identifiability import invert_gradient
+from .inversion import invert_gradient
 from .metrics import L2, SSIM, Score, baselines, recovered, summarize, top_samples
 from .networks import MLP
 from .objectives import KKTObjective, MulticlassKKTObjective, NTKObjective, ReconstructionObjective, preset

@@ -291,7 +291,7 @@ def _filled(model, weights, path):
 def _network(path, args, device, activation=None):
     "The network in a checkpoint, in float32 or float64, on the device"
     from samplesplit_nb.networks import mlp_from_weights
-    from samplesplit_nb.storage import load_weights
+    from samplesplit_nb.weights import load_weights
     weights = load_weights(path)
     if args.module: model = _filled(_make(args.module), weights, path)
     else: model = mlp_from_weights(weights, *([activation] if activation else []))
@@ -405,7 +405,8 @@ def _train(args):
     "`samplesplit train`"
     from samplesplit_nb.checks import pick_device
     from samplesplit_nb.runs import train
-    from samplesplit_nb.storage import save_json, save_weights
+    from samplesplit_nb.storage import save_json
+    from samplesplit_nb.weights import save_weights
     e = _victim(args)
     out, device, say = _writable(args.out), pick_device(args.device), _say(args)
     data = _load_data(args, 'multiclass' if args.method == 'multiclass' else 'binary')

@@ -26,11 +26,11 @@ class ImageData:
     mean:Tensor # (d,) float64, mean image of the whole collection
     shape:tuple # (height, width) or (height, width, channels)
     name:str # of the collection
-    classes:tuple=() # what the labels stand for, lowest label first; () where the data set says it
+    classes:tuple=() # what the labels stand for, lowest first; () where the data set says it
 
     @property
     def box(self)->tuple: # (lower (d,), upper (d,))
-        "The values a mean-subtracted pixel can take: what an attacker knows who knows the preprocessing"
+        "The values that a mean-subtracted pixel can take; whoever knows the mean knows them"
         return -self.mean, 1 - self.mean
 
     def pixels(self, x:Tensor)->np.ndarray: # (k, *shape) in [0, 1]
@@ -44,15 +44,15 @@ CHECKSUMS = { # sha256 of the first 1000 training images and labels
     'cifar10': '3540522bef5cd4d9cef3f8c94ba74e405041efd8c5e7d955c1c7daff9cd29a8b'}
 _SHAPES = {'mnist': (28, 28), 'cifar10': (32, 32, 3)}
 
+# %% ../nbs/support/data.ipynb #da7a0003
 def _checksum(images, labels):
     "sha256 of the bytes of the first 1000 images, then of their labels"
     first = images[:1000].tobytes() + labels[:1000].astype(np.uint8).tobytes()
     return sha256(first).hexdigest()
 
 # %% ../nbs/support/data.ipynb #d223649a
-def _check_official(name, where, images, labels):
-    "ValueError unless these are the official training images of `name`, in file order"
-    shape, wanted = _SHAPES[name], CHECKSUMS[name]
+def _check_form(where, images, labels, shape):
+    "ValueError unless there are bytes of this shape, and one class 0 to 9 for each image"
     require(images.shape[1:] == shape and images.dtype == np.uint8 and len(images) > 0,
             f'{where}:x_train', f'<{images.dtype} {images.shape}>',
             f"uint8 (N, {', '.join(map(str, shape))})", 'make the file anew')
@@ -60,7 +60,12 @@ def _check_official(name, where, images, labels):
             and labels.min() >= 0 and labels.max() <= 9, f'{where}:y_train',
             f'<{labels.dtype} {labels.shape}>', f'{len(images)} classes 0 to 9',
             'make the file anew')
-    found = _checksum(images, labels)
+
+# %% ../nbs/support/data.ipynb #da7a0005
+def _check_official(name, where, images, labels):
+    "ValueError unless these are the official training images of `name`, in file order"
+    _check_form(where, images, labels, _SHAPES[name])
+    wanted, found = CHECKSUMS[name], _checksum(images, labels)
     require(found == wanted, f'{where}:sha256', f'{found[:12]}... (of {len(images)} images)',
             f'{wanted[:12]}... over the first 1000 images and labels of the official '
             f'training file of {name}', 'move the file away and put the official one there; '
@@ -68,7 +73,7 @@ def _check_official(name, where, images, labels):
 
 # %% ../nbs/support/data.ipynb #12c415c9
 def _read_npz(path, *names):
-    "The arrays of an .npz file under the given names, None for absent ones; ValueError if it cannot be read"
+    "The arrays of an .npz file by name, None for absent ones; ValueError if it cannot be read"
     try:
         with np.load(path, allow_pickle=False) as f:
             return [f[k] if k in f.files else None for k in names]
@@ -80,7 +85,7 @@ def _read_npz(path, *names):
 _OPERATORS:list = [] # what is declared lives as long as this list
 
 def _torchvision_datasets():
-    "torchvision.datasets, also beside a torch that it was not built for; ImportError without torchvision"
+    "torchvision.datasets, whatever torch it was built for; ImportError without torchvision"
     try: return importlib.import_module('torchvision').datasets
     except RuntimeError as e:
         if 'torchvision::nms does not exist' not in str(e): raise
@@ -92,7 +97,7 @@ def _torchvision_datasets():
 
 # %% ../nbs/support/data.ipynb #ff976356
 def _download(name, path):
-    "Fetch a training set and keep it as the .npz `path`; ImportError, OSError or RuntimeError if that fails"
+    "Fetch a training set as `path`; ImportError, OSError or RuntimeError if that fails"
     kind = getattr(_torchvision_datasets(), {'mnist': 'MNIST', 'cifar10': 'CIFAR10'}[name])
     with tempfile.TemporaryDirectory(dir=path.parent, prefix='.download-') as tmp:
         official = kind(tmp, train=True, download=True)
@@ -102,22 +107,27 @@ def _download(name, path):
                             y_train=labels.astype(np.uint8))
         os.replace(f'{tmp}/{path.name}', path)
 
-# %% ../nbs/support/data.ipynb #015e1c71
-def _find(name, root):
-    "Path of `name`.npz, downloaded if absent; FileNotFoundError says what to put where, and what was tried"
+# %% ../nbs/support/data.ipynb #da7a0011
+def _path(name, root):
+    "(where `name`.npz is looked for, is that our own cache?)"
     folder = root or os.environ.get('SAMPLESPLIT_DATA')
     cache = Path.home()/'.cache/samplesplit_nb'
-    path = Path(folder or cache)/f'{name}.npz'
+    return Path(folder or cache)/f'{name}.npz', not folder
+
+# %% ../nbs/support/data.ipynb #015e1c71
+def _find(name, root):
+    "Path of `name`.npz, downloaded if absent; FileNotFoundError says what to put where"
+    path, cached = _path(name, root)
     if path.is_file(): return path
     try:
-        if not folder: cache.mkdir(parents=True, exist_ok=True)
+        if cached: path.parent.mkdir(parents=True, exist_ok=True)
         _download(name, path)
         return path
     except (ImportError, OSError, RuntimeError) as e: why = ' '.join(str(e).split())[:200]
     shape = ', '.join(map(str, _SHAPES[name]))
     raise FileNotFoundError(
-        f"{path} not found: put {name}.npz (x_train uint8 (N, {shape}), y_train 0 to 9) into a "
-        f"folder and name the folder by root= or the environment variable SAMPLESPLIT_DATA "
+        f"{path} not found: put {name}.npz (x_train uint8 (N, {shape}), y_train 0 to 9) into "
+        f"a folder and name the folder by root= or the environment variable SAMPLESPLIT_DATA "
         f"(tried a download by torchvision: {why})")
 
 # %% ../nbs/support/data.ipynb #448ced43
@@ -126,6 +136,7 @@ def _faces(root):
     from skimage.data import lfw_subset
     return np.asarray(lfw_subset(), dtype=np.float64), np.repeat([1., -1.], 100)
 
+# %% ../nbs/support/data.ipynb #da7a0014
 def _official(name):
     "A reader of (images (N, *shape) uint8, classes (N,)) of MNIST or CIFAR-10"
     def read(root):
@@ -137,20 +148,59 @@ def _official(name):
         return images, labels.astype(np.int64)
     return read
 
+# %% ../nbs/support/data.ipynb #da7a0016
 # readers of collections by name: from a folder to (images, labels)
 SOURCES = {'faces': _faces, 'mnist': _official('mnist'), 'cifar10': _official('cifar10')}
 
-# %% ../nbs/support/data.ipynb #db414256
-POSITIVE = {'mnist': (1, 3, 5, 7, 9), 'cifar10': (0, 1, 8, 9)} # classes labelled +1, the rest -1
+# %% ../nbs/support/data.ipynb #da7a0019
+def _check_count(name, labels, classes, n):
+    "ValueError unless n samples can be balanced between the classes"
+    rarest, many = min(int((labels == c).sum()) for c in classes), len(classes)
+    rule = 'a whole number' if many <= 2 else f'a multiple of {many}'
+    possible = isinstance(n, int) and many <= n <= many*rarest
+    require(possible and (many <= 2 or n % many == 0), 'n', n,
+            f'{rule} from {many} to {many*rarest}',
+            f'{name} has {rarest} images of the rarest class')
 
+# %% ../nbs/support/data.ipynb #da7a0020
+def _balanced(name, labels, classes, n, seed):
+    "Where to find n samples, class after class"
+    _check_count(name, labels, classes, n)
+    g, many = torch.Generator().manual_seed(0 if seed is None else seed), len(classes)
+    def draw(c, count):
+        where = np.flatnonzero(labels == c)
+        return (where[:count] if seed is None
+                else where[torch.randperm(len(where), generator=g)[:count].numpy()])
+    return np.concatenate([draw(c, n//many + (i < n % many))
+                           for i, c in enumerate(classes)])
+
+# %% ../nbs/support/data.ipynb #da7a0023
+def _arrange(images, labels, index, name, classes=()):
+    "`ImageData` of the images (uint8, or float64 in [0, 1]) at `index`, less the mean of all"
+    flat = images.reshape(len(images), -1)
+    if flat.dtype == np.uint8: # the sum of bytes is exact, and 50,000 images stay bytes
+        mean = torch.from_numpy(flat.sum(0, dtype=np.int64)/(255*len(flat)))
+        chosen = torch.from_numpy(flat[index]/255.)
+    else: mean, chosen = torch.from_numpy(flat).mean(0), torch.from_numpy(flat[index])
+    return ImageData(chosen - mean, torch.from_numpy(labels[index]), mean, images.shape[1:],
+                     name, classes)
+
+# %% ../nbs/support/data.ipynb #db414256
+# classes labelled +1, the rest -1
+POSITIVE = {'mnist': (1, 3, 5, 7, 9), 'cifar10': (0, 1, 8, 9)}
+
+# %% ../nbs/support/data.ipynb #da7a0026
 def load_data(
     name:str='faces', # one of `SOURCES`
     n:int=20, # number of training samples, equally many of each class
-    seed:int|None=None, # which images: a random draw, or with None the first of each class in file order
-    root:str|None=None, # folder of mnist.npz and cifar10.npz; None: the one that SAMPLESPLIT_DATA names, or ~/.cache/samplesplit_nb
-    task:str='binary' # 'binary': labels -1 / +1; 'multiclass': classes 0 to 9 (not for the faces)
-)->ImageData: # ValueError for an unknown name or task, an impossible n or another file, FileNotFoundError without the file
-    "n images, balanced between the classes (of two classes one more positive if n is odd), first the positive ones or class 0"
+    seed:int|None=None, # of a random draw; None: the first of each class in file order
+    root:str|None=None, # of the files; None: what SAMPLESPLIT_DATA names, or our cache
+    task:str='binary' # 'binary': labels -1 / +1; 'multiclass': classes 0 to 9 (not the faces)
+)->ImageData:
+    """n images, balanced between the classes, first the positive ones or class 0
+
+    Of two classes there is one more positive if n is odd. ValueError for an unknown name or
+    task, an impossible n or another file, FileNotFoundError without the file."""
     require(name in SOURCES, 'name', repr(name), f'one of {sorted(SOURCES)}',
             "use 'faces', which needs no download")
     allowed = ('binary', 'multiclass') if name in POSITIVE else ('binary',)
@@ -162,38 +212,51 @@ def load_data(
     index = _balanced(name, labels, (1., -1.) if task == 'binary' else range(10), n, seed)
     return _arrange(images, labels, index, name)
 
-def _arrange(images, labels, index, name, classes=()):
-    "`ImageData` of the images (uint8, or float64 in [0, 1]) at `index`, less the mean of all"
-    flat = images.reshape(len(images), -1)
-    if flat.dtype == np.uint8: # the sum of bytes is exact, and 50,000 images stay bytes
-        mean = torch.from_numpy(flat.sum(0, dtype=np.int64)/(255*len(flat)))
-        chosen = torch.from_numpy(flat[index]/255.)
-    else: mean, chosen = torch.from_numpy(flat).mean(0), torch.from_numpy(flat[index])
-    return ImageData(chosen - mean, torch.from_numpy(labels[index]), mean, images.shape[1:],
-                     name, classes)
+# %% ../nbs/support/data.ipynb #5c06b009
+def _in_range(path, images):
+    "Images as uint8 or as float64 in [0, 1]; ValueError for anything else"
+    if images.dtype == np.uint8: return images
+    inside = (images.dtype.kind == 'f' # nan is not inside
+              and images.min() >= 0 and images.max() <= 1)
+    span = f'{images.min()} to {images.max()}' if images.dtype.kind in 'biuf' else 'no numbers'
+    require(inside, 'path', f'<{path}: {images.dtype}, {span}>',
+            'images in uint8, or in floats from 0 to 1',
+            'divide the pixels by their largest possible value')
+    return images.astype(np.float64)
 
-def _balanced(name, labels, classes, n, seed):
-    "Where to find n samples, class after class"
-    rarest, many = min(int((labels == c).sum()) for c in classes), len(classes)
-    rule = 'a whole number' if many <= 2 else f'a multiple of {many}'
-    possible = isinstance(n, int) and many <= n <= many*rarest
-    require(possible and (many <= 2 or n % many == 0), 'n', n,
-            f'{rule} from {many} to {many*rarest}',
-            f'{name} has {rarest} images of the rarest class')
-    g = torch.Generator().manual_seed(0 if seed is None else seed)
-    def draw(c, count):
-        where = np.flatnonzero(labels == c)
-        return (where[:count] if seed is None
-                else where[torch.randperm(len(where), generator=g)[:count].numpy()])
-    return np.concatenate([draw(c, n//many + (i < n % many))
-                           for i, c in enumerate(classes)])
+# %% ../nbs/support/data.ipynb #85aab2ef
+def _opened(path):
+    "The image in a file, turned upright; ValueError naming a file that cannot be read"
+    from PIL import Image, ImageOps
+    im:Any
+    try:
+        with Image.open(path) as f: im = ImageOps.exif_transpose(f)
+    except Exception as e: # decoders raise many kinds
+        im, why = None, f'{type(e).__name__}: {e}'
+    require(im is not None, 'path', f"<{path}: {im is None and why}>",
+            'an image that Pillow can read', 'repair the file or move it away')
+    return im
+
+# %% ../nbs/support/data.ipynb #da7a0031
+def _read_image(path):
+    "(h, w) or (h, w, 3), uint8 or (from 16 bits) float64; ValueError naming a file of no use"
+    im = _opened(path)
+    if im.mode[0] in 'IF': # 16 bits, or floats
+        return _in_range(path, np.asarray(im, np.float64)/(1 if im.mode == 'F' else 65535))
+    grey = im.mode in ('1', 'L', 'LA')
+    if 'A' in im.getbands() or 'transparency' in im.info:
+        im = im.convert('RGBA')
+        require(im.getextrema()[3][0] == 255, 'path', f'<{path}: transparent pixels>',
+                'an opaque image', 'put it on a background and save it without transparency')
+    return np.asarray(im.convert('L' if grey else 'RGB'))
 
 # %% ../nbs/support/data.ipynb #c111ca0d
 # files that count as images in a folder
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.pgm', '.ppm')
 
+# %% ../nbs/support/data.ipynb #da7a0033
 def _read_folder(folder):
-    "(images, class names or None) of the image files below a folder, sorted by path; not of hidden ones"
+    "(images, class names or None) of the files below a folder, by path; not of hidden ones"
     parts = {p: p.relative_to(folder).parts for p in folder.rglob('*')
              if p.suffix.lower() in SUFFIXES and p.is_file()}
     files = sorted(p for p, names in parts.items()
@@ -207,36 +270,6 @@ def _read_folder(folder):
             'move them into a sub-folder')
     return [_read_image(p) for p in files], None if loose else [parts[p][0] for p in files]
 
-# %% ../nbs/support/data.ipynb #5c06b009
-def _in_range(path, images):
-    "Images as uint8 or as float64 in [0, 1]; ValueError for anything else"
-    if images.dtype == np.uint8: return images
-    inside = images.dtype.kind == 'f' and images.min() >= 0 and images.max() <= 1 # nan is not
-    span = f'{images.min()} to {images.max()}' if images.dtype.kind in 'biuf' else 'no numbers'
-    require(inside, 'path', f'<{path}: {images.dtype}, {span}>',
-            'images in uint8, or in floats from 0 to 1',
-            'divide the pixels by their largest possible value')
-    return images.astype(np.float64)
-
-# %% ../nbs/support/data.ipynb #85aab2ef
-def _read_image(path):
-    "(h, w) or (h, w, 3), uint8 or (from 16 bits) float64; ValueError naming a file that cannot be read"
-    from PIL import Image, ImageOps
-    im:Any
-    try:
-        with Image.open(path) as f: im = ImageOps.exif_transpose(f)
-    except Exception as e: im, why = None, f'{type(e).__name__}: {e}' # decoders raise many kinds
-    require(im is not None, 'path', f"<{path}: {im is None and why}>",
-            'an image that Pillow can read', 'repair the file or move it away')
-    if im.mode[0] in 'IF': # 16 bits, or floats
-        return _in_range(path, np.asarray(im, np.float64)/(1 if im.mode == 'F' else 65535))
-    grey = im.mode in ('1', 'L', 'LA')
-    if 'A' in im.getbands() or 'transparency' in im.info:
-        im = im.convert('RGBA')
-        require(im.getextrema()[3][0] == 255, 'path', f'<{path}: transparent pixels>',
-                'an opaque image', 'put it on a background and save it without transparency')
-    return np.asarray(im.convert('L' if grey else 'RGB'))
-
 # %% ../nbs/support/data.ipynb #0d07a33b
 def _read_arrays(path):
     "(images, labels or None) of an .npz file with x_train, y_train or images, labels"
@@ -244,24 +277,29 @@ def _read_arrays(path):
     if images is None: images = x
     require(images is not None, 'path', path, 'an .npz file with x_train or images',
             'save it by numpy.savez(path, images=..., labels=...)')
-    require(images.ndim in (3, 4) and images.size > 0 and images.shape[3:] in ((), (1,), (3,)),
+    require(images.ndim in (3, 4) and images.size > 0
+            and images.shape[3:] in ((), (1,), (3,)),
             f'{path}:images', f'<shape {images.shape}>', '(N, h, w) or (N, h, w, 1 or 3)',
             'put the channels last')
     images = _in_range(path, images[..., 0] if images.shape[3:] == (1,) else images)
     return list(images), y if labels is None else labels
 
 # %% ../nbs/support/data.ipynb #5f4042f8
+def _resized(images, size):
+    "The images at a size of (height, width), or of as many pixels either way"
+    from skimage.transform import resize
+    side = (size, size) if isinstance(size, int) else tuple(size)
+    require(len(side) == 2 and all(isinstance(s, int) and s >= 1 for s in side), 'size', size,
+            '(height, width), both at least 1', 'give two whole numbers')
+    return [im if im.shape[:2] == side else resize(im, side, anti_aliasing=True)
+            for im in images]
+
+# %% ../nbs/support/data.ipynb #da7a0037
 def _alike(path, images, size, gray):
     "One array (N, h, w) or (N, h, w, 3) of all images, grey or resized if asked, in [0, 1]"
     from skimage.color import rgb2gray
-    from skimage.transform import resize
     if gray: images = [rgb2gray(im).clip(0, 1) if im.ndim == 3 else im for im in images]
-    if size is not None:
-        side = (size, size) if isinstance(size, int) else tuple(size)
-        require(len(side) == 2 and all(isinstance(s, int) and s >= 1 for s in side), 'size', size,
-                '(height, width), both at least 1', 'give two whole numbers')
-        images = [im if im.shape[:2] == side else resize(im, side, anti_aliasing=True)
-                  for im in images]
+    if size is not None: images = _resized(images, size)
     shapes = Counter(im.shape for im in images)
     found = ', '.join(f'{c} of {s}' for s, c in shapes.items())
     require(len(shapes) == 1, 'path', f'<{path}: {found}>', 'images of one shape',
@@ -271,9 +309,10 @@ def _alike(path, images, size, gray):
     return np.stack(images)
 
 # %% ../nbs/support/data.ipynb #cb756bca
-def _targets(path, labels, count):
-    "(y (count,), class names): one or two classes are -1.0 / 1.0, more are 0 to C - 1, in sorted order"
-    require(labels is not None, 'labels', None, f'one label for each of the {count} images of {path}',
+def _check_labels(path, labels, count):
+    "One label for each image, as an array; ValueError for anything else"
+    require(labels is not None, 'labels', None,
+            f'one label for each of the {count} images of {path}',
             'make a sub-folder per class, or give labels=1 if all are of one class')
     labels = np.asarray(labels)
     if labels.ndim == 0: labels = np.full(count, labels)
@@ -282,6 +321,12 @@ def _targets(path, labels, count):
             'give one label per image')
     require(labels.dtype.kind != 'f' or np.isfinite(labels).all(), 'labels', '<nan or inf>',
             'finite', 'give every image a label')
+    return labels
+
+# %% ../nbs/support/data.ipynb #da7a0040
+def _targets(path, labels, count):
+    "(y (count,), class names): one or two classes are -1.0 / 1.0, more are 0 to C - 1, sorted"
+    labels = _check_labels(path, labels, count)
     names, y = np.unique(labels, return_inverse=True)
     classes = tuple(str(v) for v in names)
     if len(names) > 2: return y.astype(np.int64), classes
@@ -291,13 +336,16 @@ def _targets(path, labels, count):
 # %% ../nbs/support/data.ipynb #4f64d99d
 def load_images(
     path:str|Path, # folder of image files, or an .npz file
-    n:int|None=None, # balanced like `load_data`, its order too; None: all images, in file order
-    labels=None, # one per image in the order of the sorted paths, or one for all; None: from the sub-folders or the file
+    n:int|None=None, # balanced and in the order of `load_data`; None: all, in file order
+    labels=None, # one per image in sorted order, or one for all; None: sub-folders or the file
     seed:int|None=None, # with n: a random draw; None: the first of each class
     size:tuple|int|None=None, # (height, width) to resize to; proportions are not kept
     gray:bool=False # colours to luminance
-)->ImageData: # ValueError for what cannot be read or used, FileNotFoundError without the file
-    "Images of your own, less their mean; one or two classes are labelled -1 / +1 in sorted order, more 0 to C - 1"
+)->ImageData:
+    """Images of your own, less their mean
+
+    One or two classes are labelled -1 / +1 in sorted order, more 0 to C - 1. ValueError for
+    what cannot be read or used, FileNotFoundError without the file."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f'{path} not found: name a folder of images, or an .npz file')

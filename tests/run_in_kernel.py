@@ -1,4 +1,5 @@
-"""Run code cells in a fresh Jupyter kernel of this Python: JSON [[id, source], ...] in, JSON of the first failure (or null) out.
+"""Run code cells in a fresh Jupyter kernel of this Python: JSON [[id, source], ...] in, JSON of the first
+failure (or null) out.
 
 python run_in_kernel.py [OPTION_OF_THE_KERNEL ...] < cells.json
 It runs where only ipykernel is installed, so it imports nothing else.

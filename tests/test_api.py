@@ -1,14 +1,20 @@
 """What a user of the package meets: the names at its top, its documentation, its types.
 
-The rules of documentation, checked on the exported source. Public is what stands in a module's `__all__`, and of a public class the
+The rules of documentation, checked on the exported source. Public is what stands in a module's `__all__`, and
+of a public class the
 methods and properties without underscore, its fields, `__init__` and `__call__`.
 
-1. Whatever can be called has a docstring that says more than its name, and annotates what it returns (but `__init__`).
-2. A parameter or field is explained by the comment on its line (its docment), by the docstring or the comment of what is returned naming
-   it, by its type where that is a class of this package, or by the table "Names that mean the same everywhere" of nbs/api.ipynb.
-3. Parameters are annotated, unless their docment or that table says what they are (functions, "anything torch takes").
+1. Whatever can be called has a docstring that says more than its name, and annotates what it returns (but
+   `__init__`).
+2. A parameter or field is explained by the comment on its line (its docment), by the docstring or the comment
+   of what is returned naming
+   it, by its type where that is a class of this package, or by the table "Names that mean the same
+   everywhere" of nbs/api.ipynb.
+3. Parameters are annotated, unless their docment or that table says what they are (functions, "anything torch
+   takes").
 4. A tensor or array that goes in or comes out has a shape, such as `(k, d)`, in one of these places.
-5. A function that raises, itself or by the private helpers of its module, names the exception (but NotImplementedError, which marks
+5. A function that raises, itself or by the private helpers of its module, names the exception (but
+   NotImplementedError, which marks
    what a subclass must define).
 6. A constant has a comment in the source, above it or on its line.
 7. A method that a base class of the same module documents need not say it again.
@@ -57,7 +63,7 @@ MODULES = tuple(
     if (ROOT / "samplesplit_nb" / f"{name}.py").exists()
 )  # the order of CONTRIBUTING.md
 SHAPE = re.compile(
-    r"\((?:\w[\w' /*+-]*|\.),(?: ?[\w*.][\w' /*+.-]*,?)*(?:\[, ?\w+\])?\)|(?i:\b(?:scalar|same shape|any shapes?|shape of|shaped like|a number|plain numbers)\b)"
+    r"\((?:\w[\w' /*+-]*|\.),(?: ?[\w*.][\w' /*+.-]*,?)*(?:\[, ?\w+\])?\)|(?i:\b(?:scalar|same shape|any shapes?|shape of|shaped like|a number|plain numbers)\b)"  # noqa: E501
 )
 FUNCTIONS = ast.FunctionDef, ast.AsyncFunctionDef
 notebook = lambda: json.loads((ROOT / 'nbs/api.ipynb').read_text(encoding='utf-8'))['cells']
@@ -280,16 +286,16 @@ def test_public_names_are_documented(module):
 CLASSES = frozenset({'SplitRule'})
 BAD = {  # each a module that breaks one rule, and what is said about it
     'docstring': 'def step(x:int)->int: # a number\n    "Do the step of x"\n    return x',
-    'returns what?': 'def grow(x:int):\n    "The candidate made larger by one, x being what it was"\n    return x',
-    'parameter n': 'def grow(\n    n:int, # \n    lam:int\n)->int:\n    "The candidate made larger by one"\n    return n',
+    'returns what?': 'def grow(x:int):\n    "The candidate made larger by one, x being what it was"\n    return x',  # noqa: E501
+    'parameter n': 'def grow(\n    n:int, # \n    lam:int\n)->int:\n    "The candidate made larger by one"\n    return n',  # noqa: E501
     'type of n': 'def grow(n)->int:\n    "The candidate made larger by one, from the number n"\n    return n',
-    'shape of y': 'def grow(\n    y:Tensor, # of the samples\n)->int:\n    "The candidate made larger by one"\n    return 1',
-    'shape of what is returned': 'def grow()->Tensor: # of the samples\n    "The candidate made larger by one"\n    return 1',
-    'raises ValueError': 'def grow()->int:\n    "The candidate made larger by one"\n    _check()\n    return 1\ndef _check(): require(False, 1, 2, 3, 4)',
+    'shape of y': 'def grow(\n    y:Tensor, # of the samples\n)->int:\n    "The candidate made larger by one"\n    return 1',  # noqa: E501
+    'shape of what is returned': 'def grow()->Tensor: # of the samples\n    "The candidate made larger by one"\n    return 1',  # noqa: E501
+    'raises ValueError': 'def grow()->int:\n    "The candidate made larger by one"\n    _check()\n    return 1\ndef _check(): require(False, 1, 2, 3, 4)',  # noqa: E501
     'raises OSError': 'def grow()->int:\n    "The candidate made larger by one"\n    raise OSError("full")',
-    'raises TypeError': '@dataclass\nclass Box:\n    "Lower and upper limits of pixels"\n    x:int=1\n    def __post_init__(self): raise TypeError(self.x)',
+    'raises TypeError': '@dataclass\nclass Box:\n    "Lower and upper limits of pixels"\n    x:int=1\n    def __post_init__(self): raise TypeError(self.x)',  # noqa: E501
     'field': 'class Box:\n    "Lower and upper limits of pixels"\n    low:float\n    rule:SplitRule\n',
-    'Box.low: shape': 'class Box:\n    "Lower and upper limits of pixels"\n    low:Tensor # smallest values\n',
+    'Box.low: shape': 'class Box:\n    "Lower and upper limits of pixels"\n    low:Tensor # smallest values\n',  # noqa: E501
     'Box.cut': 'class Box:\n    "Lower and upper limits of pixels"\n    def cut(self)->None: pass\n',
     'constant': 'LIMIT = 3\n',
 }
@@ -359,7 +365,8 @@ def test_type_checkers_see_the_names_that_are_loaded_on_first_use():
 
 
 def test_the_names_at_the_top():
-    "They can be imported, are listed by dir and `import *`, and are the modules' own; any other name fails as usual"
+    """They can be imported, are listed by dir and `import *`, and are the modules' own; any other name fails
+    as usual"""
     assert (
         python('''
 import samplesplit_nb, samplesplit_nb.splitting
@@ -379,14 +386,15 @@ except AttributeError as e: print(e)
 
 def test_importing_the_package_is_quick_and_imports_little():
     "Not even torch; best of five, because machines are shared"
-    code = 'import sys, time; t = time.perf_counter(); import samplesplit_nb; t = time.perf_counter() - t; print(t, {"torch", "numpy", "scipy"} & set(sys.modules))'
+    code = 'import sys, time; t = time.perf_counter(); import samplesplit_nb; t = time.perf_counter() - t; print(t, {"torch", "numpy", "scipy"} & set(sys.modules))'  # noqa: E501
     answers = [python(code).split(maxsplit=1) for _ in range(5)]
     assert all(loaded == 'set()\n' for _, loaded in answers)
     assert min(float(seconds) for seconds, _ in answers) < 0.1
 
 
 def test_no_import_touches_network_or_gpu():
-    "Every module, and every name at the top: the interpreter reports no use of a socket, and CUDA stays asleep"
+    """Every module, and every name at the top: the interpreter reports no use of a socket, and CUDA stays
+    asleep"""
     modules = '; '.join(f'import samplesplit_nb.{m}' for m in MODULES)
     assert (
         python(f'''
@@ -405,7 +413,8 @@ print(seen) # the hook hears
 
 
 def test_types(tmp_path):
-    "mypy as pyproject.toml sets it; the marker that makes it read for users is shipped; few ignores, each with a reason"
+    """mypy as pyproject.toml sets it; the marker that makes it read for users is shipped; few ignores, each
+    with a reason"""
     done = subprocess.run(
         [sys.executable, '-m', 'mypy', '--cache-dir', tmp_path], capture_output=True, text=True, cwd=ROOT
     )

@@ -357,7 +357,7 @@ def test_a_published_checkpoint_is_attacked_as_it_is(tmp_path, cli):
 @pytest.mark.parametrize('preset', ['loo-ntk', 'buzaglo-multiclass'])
 def test_the_other_presets_run(trained, tmp_path, cli, preset):
     from samplesplit_nb.networks import MLP
-    from samplesplit_nb.storage import save_weights
+    from samplesplit_nb.weights import save_weights
 
     save_weights(tmp_path / 'ten.safetensors', MLP([20, 15, 10], bias='first', init='pytorch'))
     where = attack(trained)[1:5] if preset == 'loo-ntk' else ['--weights', tmp_path / 'ten.safetensors']
@@ -529,7 +529,7 @@ def test_what_is_wrong_with_a_file(tmp_path, cli):
 
 def test_what_does_not_go_together(trained, tmp_path, cli):
     from samplesplit_nb.networks import MLP
-    from samplesplit_nb.storage import save_weights
+    from samplesplit_nb.weights import save_weights
 
     save_weights(tmp_path / 'other.safetensors', MLP([625, 50, 50, 1]))
     save_weights(tmp_path / 'ten.safetensors', MLP([625, 20, 10], bias='first'))
@@ -848,7 +848,7 @@ def a_step(tmp_path, widths, y, dtype=None, **of_the_network):
     import torch
     from samplesplit_nb.data import load_data
     from samplesplit_nb.networks import MLP
-    from samplesplit_nb.storage import save_weights
+    from samplesplit_nb.weights import save_weights
 
     net, X = MLP(widths, dtype=dtype or torch.float64, **of_the_network), load_data('faces', len(y)).X
     save_weights(tmp_path / 'init.safetensors', net)
@@ -1001,7 +1001,7 @@ def test_inversion_of_one_step_has_the_labels_too(tmp_path, cli):
 
 def test_inversion_from_other_weights_finds_nothing(trained, tmp_path, cli):
     from samplesplit_nb.networks import MLP
-    from samplesplit_nb.storage import save_weights
+    from samplesplit_nb.weights import save_weights
 
     save_weights(tmp_path / 'other.safetensors', MLP([625, 60, 60, 1], seed=1))
     words = [
@@ -1073,7 +1073,7 @@ def test_inversion_with_an_activation_of_ones_own(tmp_path, cli, monkeypatch):
     assert (
         'all 6' not in cli(*invert(tmp_path, '--samples', '6', '--out', tmp_path / 'relu'))[1]
     )  # negative control: not a ReLU network
-    from samplesplit_nb.storage import load_weights
+    from samplesplit_nb.weights import load_weights
 
     for name in ('init', 'model'):
         torch.save(
@@ -1101,7 +1101,7 @@ def test_inversion_with_an_activation_of_ones_own(tmp_path, cli, monkeypatch):
 
 def test_what_cannot_be_inverted(trained, tmp_path, cli):
     from samplesplit_nb.networks import MLP
-    from samplesplit_nb.storage import save_weights
+    from samplesplit_nb.weights import save_weights
 
     for name, widths, bias in (
         ('thin', [625, 20, 1], 'first'),

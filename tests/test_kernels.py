@@ -1,16 +1,19 @@
-"""Notebooks on Colab: their badge and first cell, and all cells from a fresh kernel where only the runtime requirements are installed
+"""Notebooks on Colab: their badge and first cell, and all cells from a fresh kernel where only the runtime
+requirements are installed
 
-A plain environment stands in for Colab: what `requirements` in settings.ini names, ipykernel, and the package as the first cell installs it.
-The requirements (1.4 GB, mostly torch) are installed once and kept in ~/.cache/samplesplit_nb.
+A plain environment stands in for Colab: what `requirements` in settings.ini names, ipykernel, and the package
+as the first cell installs it. They are linked from the environment that runs the tests. The tests of this
+file share one such environment, and so one worker.
 """
 
-import json, os, re, shlex, shutil, subprocess, sys
-from concurrent.futures import ThreadPoolExecutor
+import json, os, re, shlex, subprocess, sys
 from configparser import ConfigParser
-from hashlib import sha256
+from importlib.metadata import distribution
 from pathlib import Path
 import pytest
+from packaging.requirements import Requirement
 
+pytestmark = pytest.mark.xdist_group('kernels')
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(
     p.relative_to(ROOT) for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts
@@ -95,37 +98,29 @@ def call(*command, **options):
     return done.stdout
 
 
+def needed(wanted):
+    "The installed distributions that these requirements need, themselves included"
+    found, todo = {}, [Requirement(word) for word in wanted]
+    while todo:
+        requirement = todo.pop()
+        if requirement.marker is not None and not requirement.marker.evaluate({'extra': ''}):
+            continue
+        one = distribution(requirement.name)
+        if one.metadata['Name'] not in found:
+            found[one.metadata['Name']] = one
+            todo += map(Requirement, one.requires or [])
+    return found.values()
+
+
 @pytest.fixture(scope='session')
-def requirements():
-    "A folder with the runtime requirements and ipykernel, and what they need"
-    wanted = shlex.split(SETTINGS['requirements']) + ['ipykernel']
-    key = sha256(repr((sys.version, wanted, (ROOT / 'constraints.txt').read_text())).encode()).hexdigest()[
-        :16
-    ]
-    folder = (
-        Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-        / 'samplesplit_nb'
-        / f'requirements-{key}'
-    )
-    if not folder.exists():
-        part = folder.with_name(f'{folder.name}.part{os.getpid()}')
-        try:
-            call(
-                sys.executable,
-                '-m',
-                'pip',
-                'install',
-                '-q',
-                '--no-compile',
-                '--target',
-                part,
-                '-c',
-                ROOT / 'constraints.txt',
-                *wanted,
-            )
-            part.rename(folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+def requirements(tmp_path_factory):
+    "A folder with links to the runtime requirements, ipykernel, and what they need, and to nothing else"
+    folder = tmp_path_factory.mktemp('requirements')
+    for one in needed([*shlex.split(SETTINGS['requirements']), 'ipykernel']):
+        for name in {file.parts[0] for file in one.files if file.parts[0] not in ('..', '__pycache__')}:
+            there = Path(one.locate_file(name)).absolute()
+            if not (folder / name).exists():
+                (folder / name).symlink_to(there)
     return folder
 
 
@@ -179,14 +174,15 @@ class Kernel(IPythonKernel): shell_class = Shell
         return json.loads(out.splitlines()[-1])
 
     def set_up(self, path, repository, more=()):
-        "The first cell of a notebook and more cells, with a local repository for the one on GitHub: the first failure, or None"
+        """The first cell of a notebook and more cells, with a local repository for the one on GitHub: the
+        first failure, or None"""
         name, cell = setup_cell(path)
         git = dict(
             GIT_CONFIG_COUNT='1',
             GIT_CONFIG_KEY_0=f'url.file://{repository}.insteadOf',
             GIT_CONFIG_VALUE_0=SETTINGS['git_url'],
         )
-        there = f"import os; assert os.getcwd() == os.path.realpath('/content/{SETTINGS['repo']}/{path.parent.as_posix()}')"
+        there = f"import os; assert os.getcwd() == os.path.realpath('/content/{SETTINGS['repo']}/{path.parent.as_posix()}')"  # noqa: E501
         cells = [
             [i, s.replace('/content', str(self.content))]
             for i, s in ((name, cell), ('where the cell leads', there), *more)
@@ -203,7 +199,8 @@ class Kernel(IPythonKernel): shell_class = Shell
 
 
 def publish(folder, **changes):
-    "This working tree, with changes to settings.ini, as a repository with the tag that the first cell asks for"
+    """This working tree, with changes to settings.ini, as a repository with the tag that the first cell asks
+    for"""
     call('git', 'init', '-q', folder)
     git = 'git', '-C', folder, '-c', 'user.name=test', '-c', 'user.email=test@localhost'
     call(*git, '--git-dir', folder / '.git', '--work-tree', ROOT, 'add', '-A', cwd=ROOT)
@@ -231,7 +228,7 @@ def colab(requirements, tmp_path_factory):
 
 def report(failure):
     "What a reader needs to find the mistake"
-    return f"cell {failure['cell']}:\n{failure['source']}\n\n{failure['traceback']}\n\nprinted before:\n{failure['printed']}"
+    return f"cell {failure['cell']}:\n{failure['source']}\n\n{failure['traceback']}\n\nprinted before:\n{failure['printed']}"  # noqa: E501
 
 
 def test_the_plain_environment_has_nothing_for_developers(colab):
@@ -283,18 +280,8 @@ def test_the_first_cell_says_when_there_is_nothing_to_fetch(requirements, tmp_pa
     )
 
 
-@pytest.fixture(scope='session')
-def outcomes(request, colab):
-    "Notebook -> its outcome to come; two run at a time"
-    wanted = [
-        item.callspec.params['path'] for item in request.session.items if 'outcomes' in item.fixturenames
-    ]
-    with ThreadPoolExecutor(2) as pool:
-        clone = colab.content / SETTINGS['repo']
-        yield {path: pool.submit(colab.kernel, code_cells(path), (clone / path).parent) for path in wanted}
-
-
 @each_notebook
-def test_notebook_runs_from_a_fresh_kernel(path, outcomes):
-    failure = outcomes[path].result()
+def test_notebook_runs_from_a_fresh_kernel(path, colab):
+    clone = colab.content / SETTINGS['repo']
+    failure = colab.kernel(code_cells(path), (clone / path).parent)
     assert failure is None, f'{path}, {report(failure)}'

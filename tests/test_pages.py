@@ -1,6 +1,7 @@
 """README, the how-to pages and the citation, tried as a new user would: in a clean folder, from a fresh clone
 
-Every shell command that README.md or a page under nbs/howto shows is run, unless a cell of its page runs it already (and so nbdev_test).
+Every shell command that README.md or a page under nbs/howto shows is run, unless a cell of its page runs it
+already (and so nbdev_test).
 What is not run as it stands is in `reduced`, with the reason.
 """
 
@@ -23,7 +24,8 @@ page = lambda path: path.read_text() if path.suffix == '.md' else '\n\n'.join(ce
 
 
 def shown(text):
-    "The shell commands in a page's text: the lines of its sh fences, and code spans that begin with a program"
+    """The shell commands in a page's text: the lines of its sh fences, and code spans that begin with a
+    program"""
     lines = [line for block in fences(text, 'sh', 'bash', 'shell', 'console') for line in block.splitlines()]
     spans = [s for s in re.findall(r'`([^`\n]+)`', FENCE.sub('', text)) if s.split()[0] in PROGRAMS]
     words = (shlex.split(line.lstrip('$ '), comments=True) for line in lines + spans)
@@ -47,7 +49,8 @@ def executed(path):
 
 
 def typed(path):
-    "The commands that a notebook's cells type into a shell, !command; those for Colab only are for tests/test_kernels.py"
+    """The commands that a notebook's cells type into a shell, !command; those for Colab only are for
+    tests/test_kernels.py"""
     return [
         tuple(shlex.split(line))
         for cell in cells(path, 'code')
@@ -253,7 +256,8 @@ def test_the_gain_of_each_seed_is_what_the_saved_results_say():
 
 
 def test_home_page_and_citation_file_say_the_same():
-    "Every BibTeX entry of README has its place in CITATION.cff with the same title, year, authors, and the other way round"
+    """Every BibTeX entry of README has its place in CITATION.cff with the same title, year, authors, and the
+    other way round"""
     bib = {}
     for entry in re.findall(
         r'^@\w+\{(.*?)^\}', '\n'.join(fences(page(ROOT / 'README.md'), 'bibtex')), re.M | re.S

@@ -137,7 +137,7 @@ MISTAKES = [
 ]
 GOOD = r'''<p id="here">text <code>\frac $x$</code> costs $5, a[i](x) is no link</p><pre>$x$ \lambda</pre><a href="#here">x</a><a href="./">x</a><a href="https://example.org/">x</a>
 <img src="dot.svg" alt="a dot"><img src="https://img.shields.io/a.svg" alt="a badge"><div style="overflow-x: auto"><p style="width: 2000px">scrolls</p></div>
-<sup style="font-size: 9px">2</sup><p style="display: none; width: 2000px">\frac</p>'''
+<sup style="font-size: 9px">2</sup><p style="display: none; width: 2000px">\frac</p>'''  # noqa: E501
 
 
 def test_what_it_finds(browser, tmp_path):
@@ -145,7 +145,7 @@ def test_what_it_finds(browser, tmp_path):
     pages = dict(index=GOOD, good=GOOD) | {f'bad{i:02}': html for i, (_, html) in enumerate(MISTAKES)}
     for name, html in pages.items():
         (tmp_path / f'{name}.html').write_text(
-            '<!doctype html><style>code, pre { font-size: 14px }</style><link rel="icon" href="dot.svg"><meta name="viewport" content="width=device-width">'
+            '<!doctype html><style>code, pre { font-size: 14px }</style><link rel="icon" href="dot.svg"><meta name="viewport" content="width=device-width">'  # noqa: E501
             + html
         )
     found = browse.visit(browser, tmp_path, tmp_path / 'shots')
@@ -190,7 +190,7 @@ def test_a_screenshot_is_tried_twice(browser, tmp_path):
 def test_search_and_themes_fail(browser, tmp_path):
     "Where the search offers nothing, and where the switch does nothing"
     (tmp_path / 'index.html').write_text(
-        '<a class="quarto-color-scheme-toggle" href="#">dark</a><input type="search"><a href="splitting.html">no result</a>'
+        '<a class="quarto-color-scheme-toggle" href="#">dark</a><input type="search"><a href="splitting.html">no result</a>'  # noqa: E501
     )
     with pytest.raises(Exception, match='Timeout'):
         browse.search(browser, tmp_path, 'splitting matrix', patience=1)

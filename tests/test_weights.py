@@ -1,11 +1,18 @@
 "Checkpoints from elsewhere: read without running anything, turned into the network that they were"
 
-import io, os, pickle, zipfile
+import io, os, pickle, re, zipfile
 import pytest, torch
 from torch import nn
 from torch.testing import assert_close
 from samplesplit_nb.networks import MLP, mlp_from_weights
-from samplesplit_nb.storage import load_weights, save_weights
+from samplesplit_nb.weights import (
+    input_shape,
+    load_network,
+    load_weights,
+    pictures_to_rows,
+    rows_to_pictures,
+    save_weights,
+)
 
 
 class Published(nn.Module):
@@ -137,3 +144,52 @@ def test_layers_in_the_order_of_their_numbers():
         torch.equal(p, q)
         for p, q in zip(mlp_from_weights(shuffled).parameters(), net.parameters(), strict=True)
     )
+
+
+# the network around the weights
+
+
+def dashed(message):
+    "What the command line makes of a message: its two dashes before every argument"
+    name = message.partition('=')[0]  # the argument at fault
+    return re.sub(r'`(\w+)`', r'--\1', f'--{message}'.replace(f': {name} must', f': --{name} must', 1))
+
+
+@pytest.mark.parametrize(
+    'call, says',
+    [
+        (lambda w: load_network(w, 'mymodels'), '--module=mymodels: --module must be a module and a func'),
+        (lambda w: load_network(w, 'mymodels'), 'for example --module mymodels:make_net'),
+        (lambda w: load_network(w, 'math:pi'), '--module must be a function that returns an nn.Module; it'),
+        (lambda w: load_network(w, lambda: nn.Linear(6, 5)), 'check --module and the file'),
+        (lambda w: input_shape(load_network(w), (7, 1)), '--shape=(7, 1): --shape must be of 6 numbers'),
+        (lambda w: input_shape(load_network(w), (0, 6)), 'for example --shape 28 28'),
+        (lambda w: input_shape(nn.Linear(6, 5)), '--shape=None: --shape must be given with --module'),
+        (lambda w: input_shape(nn.Linear(6, 5), (7,)), '--shape=(7,): --shape must be what the module takes'),
+    ],
+)
+def test_messages_can_be_put_in_the_words_of_the_command_line(tmp_path, call, says):
+    save_weights(tmp_path / 'w.safetensors', MLP([6, 5, 2]))
+    with pytest.raises(ValueError) as e:
+        call(tmp_path / 'w.safetensors')
+    assert says in dashed(str(e.value)) and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float32, torch.float64])
+def test_a_network_of_ones_own_takes_the_dtype_of_its_weights_and_no_half(tmp_path, dtype):
+    save_weights(tmp_path / 'w.safetensors', Published(6, 5, 1).to(dtype))
+    inferred, own = (load_network(tmp_path / 'w.safetensors', m) for m in (None, lambda: Published(6, 5, 1)))
+    wide = torch.float32 if dtype == torch.float16 else dtype
+    x = torch.randn(4, 6, dtype=wide)
+    assert_close(inferred(x), own(x), rtol=0, atol=0)
+    assert not own.training and not any(p.requires_grad for p in own.parameters())
+
+
+@pytest.mark.parametrize(
+    'shape', [(3, 4, 5), (4, 5, 3), (1, 4, 5), (4, 5, 1), (4, 5), (20,), (2, 4, 5), None]
+)
+def test_pictures_and_back(shape):
+    x = torch.arange(3.0 * 60).view(3, -1)[:, : torch.Size(shape or (20,)).numel()]
+    rows, drawn = rows_to_pictures(x, shape)
+    assert torch.equal(pictures_to_rows(rows, shape), x)
+    assert drawn is None or torch.Size(drawn).numel() == x.shape[1]

@@ -81,14 +81,14 @@ def case(k, d, m, dtype, repeats, n=100):
 
 def table(cases):
     lines = [
-        f"{'':26s}{'naive':>8s}{'residual':>10s}{'auto':>8s}{'naive/auto':>12s}{'KKT naive/auto':>16s}{'share of matmul rate':>22s}"
+        f"{'':26s}{'naive':>8s}{'residual':>10s}{'auto':>8s}{'naive/auto':>12s}{'KKT naive/auto':>16s}{'share of matmul rate':>22s}"  # noqa: E501
     ]
     for c in cases:
         t = {name: 1e3 * s for name, s in c['seconds'].items()}
         lines.append(
             f"{c['dtype']} d={c['d']:<5d}k={c['k']:<5d}".ljust(26)
             + f"{t['NTK naive']:8.1f}{t['NTK residual']:10.1f}{t['NTK auto']:8.1f}"
-            f"{t['NTK naive'] / t['NTK auto']:12.2f}{t['KKT naive'] / t['KKT auto']:16.2f}{c['share']:16.0%} ({c['form']})"
+            f"{t['NTK naive'] / t['NTK auto']:12.2f}{t['KKT naive'] / t['KKT auto']:16.2f}{c['share']:16.0%} ({c['form']})"  # noqa: E501
         )
     return '\n'.join(lines)
 

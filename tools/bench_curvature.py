@@ -1,7 +1,8 @@
 """Time `min_curvature` for many candidates against a loop over them with torch.autograd.functional.hvp.
 
 python tools/bench_curvature.py [--out results/splitting/bench.json]
-Each case in a process of its own, so that its peak memory is its own; both ways in the same process, interleaved, medians.
+Each case in a process of its own, so that its peak memory is its own; both ways in the same process,
+interleaved, medians.
 """
 
 import argparse, multiprocessing, resource, statistics, time
@@ -14,7 +15,8 @@ from samplesplit_nb.storage import save_json
 
 
 def loop(objective, x, lam, residual, products):
-    "What one would write first: sample by sample, product by product (only the products of Lanczos, none of its algebra)"
+    """What one would write first: sample by sample, product by product (only the products of Lanczos, none of
+    its algebra)"""
     for z, l in zip(x, lam):
         f = lambda z: -2 * l * objective.inner(residual, z[None]).sum()
         v = torch.ones_like(z)
@@ -23,7 +25,8 @@ def loop(objective, x, lam, residual, products):
 
 
 def product_flops(k, d, m):
-    "Multiplications and additions of one product with S for two hidden layers of m: the tangents along v, forwards and backwards, through the weights and through the residual"
+    """Multiplications and additions of one product with S for two hidden layers of m: the tangents along v,
+    forwards and backwards, through the weights and through the residual"""
     return 2 * k * (4 * d * m + 6 * m * m)
 
 
@@ -65,7 +68,7 @@ def main():
         cases = pool.starmap(case, [(100, 784), (1000, 784), (1000, 3072)], chunksize=1)
     for c in cases:
         print(
-            f"k={c['k']} d={c['d']}: {c['seconds']:.2f} s for {c['products']} products ({c['gflop']:.1f} GFLOP each), loop {c['loop_seconds']:.0f} s: "
+            f"k={c['k']} d={c['d']}: {c['seconds']:.2f} s for {c['products']} products ({c['gflop']:.1f} GFLOP each), loop {c['loop_seconds']:.0f} s: "  # noqa: E501
             f"{c['loop_seconds'] / c['seconds']:.0f} times faster; {c['peak_gb']:.2f} GB above the weights"
         )
     print(f'{torch.get_num_threads()} threads, torch {torch.__version__}, float32, m = 1000')

@@ -1,6 +1,7 @@
 """Open every page of a built site in headless Chromium and say what a reader would stumble over.
 
-python tools/browse.py [SITE] [SHOTS]      SITE default _site; screenshots go into SHOTS (default _shots); exit 1 on any finding
+python tools/browse.py [SITE] [SHOTS]      SITE default _site; screenshots go into SHOTS (default _shots);
+exit 1 on any finding
 """
 
 import functools, http.server, os, shutil, sys, threading, urllib.parse
@@ -11,7 +12,7 @@ from pathlib import Path
 WIDTHS = 390, 1400  # a telephone, a laptop
 KINDS = 'console', 'request', 'raw', 'link', 'image', 'alt', 'wide', 'small'
 REMOTE = 'colab.research.google.com', 'img.shields.io'  # badges; a page may ask nothing else of other hosts
-BADGE = '<svg xmlns="http://www.w3.org/2000/svg" width="117" height="20"><rect width="117" height="20" fill="gray"/></svg>'
+BADGE = '<svg xmlns="http://www.w3.org/2000/svg" width="117" height="20"><rect width="117" height="20" fill="gray"/></svg>'  # noqa: E501
 STRIP = 16000  # pixels; Chromium draws no picture taller than 16384
 
 LOOK = r"""async () => {
@@ -46,7 +47,7 @@ LOOK = r"""async () => {
   if (document.documentElement.scrollWidth > innerWidth) add('wide', `the page itself: ${document.documentElement.scrollWidth} px`)
   return {found, ids: [...document.querySelectorAll('[id], a[name]')].map(e => e.id || e.name), links: [...document.links].map(a => a.href),
           height: document.documentElement.scrollHeight}
-}"""
+}"""  # noqa: E501
 
 
 def chromium():
@@ -97,7 +98,8 @@ def browser():
 
 @contextmanager
 def tab(b, base, found):
-    "A page of the browser that reaches only `base`; appends what goes wrong while it loads to `found`, as (kind, what)"
+    """A page of the browser that reaches only `base`; appends what goes wrong while it loads to `found`, as
+    (kind, what)"""
     page = b.new_page(viewport=dict(width=max(WIDTHS), height=900), color_scheme='light')
     page.set_default_timeout(90_000)  # Playwright's 30 s is short for a busy machine
 
@@ -147,7 +149,8 @@ def shoot(page, height, stem):
 
 
 def broken_links(pages, base, folder):
-    "Links to files or anchors that the site in `folder`, served at `base`, lacks; `pages` maps addresses to `ids` and `links`"
+    """Links to files or anchors that the site in `folder`, served at `base`, lacks; `pages` maps addresses to
+    `ids` and `links`"""
     for page, seen in pages.items():
         for link in dict.fromkeys(seen['links']):
             url, _, anchor = link.partition('#')
@@ -205,7 +208,7 @@ def search(b, folder, words, patience=10):
 
 def themes(b, folder, name='index.html'):
     "Brightness, 0 to 255, of page and text before and after the theme is switched"
-    pixel = """() => ['backgroundColor', 'color'].map(k => getComputedStyle(document.body)[k].match(/[\\d.]+/g).slice(0, 3).reduce((a, c) => a + c / 3, 0))"""
+    pixel = """() => ['backgroundColor', 'color'].map(k => getComputedStyle(document.body)[k].match(/[\\d.]+/g).slice(0, 3).reduce((a, c) => a + c / 3, 0))"""  # noqa: E501
     with serve(folder) as base, tab(b, base, []) as page:
         page.goto(base + name)
         before = page.evaluate(pixel)

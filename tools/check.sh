@@ -28,11 +28,16 @@ if [ "$before" != "$after" ]; then
   exit 1
 fi
 
-step "notebooks"
-OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --do_print --timing
+step "lint"
+ruff check -q .
 
 step "site"
 python tools/site.py
 
-step "tests"
-python -m pytest -q -rs
+# Every notebook runs once, in a fresh kernel where only the runtime requirements are installed (tests/test_kernels.py).
+# That is stricter than nbdev_test, which is tried on one notebook here.
+step "nbdev_test"
+OMP_NUM_THREADS=1 nbdev_test --path nbs/support/checks.ipynb --do_print
+
+step "notebooks and tests"
+OMP_NUM_THREADS=1 python -m pytest -q -rs -n 2 --dist loadgroup --durations 15

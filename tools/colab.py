@@ -1,6 +1,7 @@
 """Write the "Open in Colab" badge and the cell that sets Colab up into every notebook, from settings.ini.
 
-python tools/colab.py      after a change of `user`, `repo` or `version` there, and for a new or moved notebook
+python tools/colab.py      after a change of `user`, `repo` or `version` there, and for a new
+or moved notebook
 """
 
 import json
@@ -20,20 +21,25 @@ def badge(path, cfg):
 def setup(path, cfg):
     """What a notebook does first on Colab.
 
-    pip may not replace the torch it finds: the constraint names that very version. To Colab `#| slow` is a comment like any other, so
-    that "Run all" would take a day; the last lines leave such cells out, as nbdev_test does."""
+    pip may not replace the torch it finds: the constraint names that very version. To Colab `#| slow`
+    is a comment like any other, so that "Run all" would take a day; the last lines leave such cells
+    out, as nbdev_test does."""
     home = f"/content/{cfg['repo']}"
     return f'''#| hide
-# On Colab: fetch this version and its results, install it beside Colab's own torch, go to the notebook's folder, skip slow cells
+# On Colab: fetch this version and its results, install it beside Colab's own torch,
+# go to the notebook's folder, skip slow cells
 if 'google.colab' in str(get_ipython()):
-    !test -d {home} || git -c advice.detachedHead=false clone -q --depth 1 --branch v{cfg['version']} {cfg['git_url']} {home}
+    !test -d {home} || git -c advice.detachedHead=false clone -q --depth 1 \\
+        --branch v{cfg['version']} {cfg['git_url']} {home}
     !pip list --format freeze | grep '^torch==' > /content/torch.txt
     !pip install -q -c /content/torch.txt {home}
-    assert _exit_code == 0, 'samplesplit_nb was not installed; the lines above say why (a conflict: this torch is older than it needs)'
+    assert _exit_code == 0, ('samplesplit_nb was not installed; the lines above say why '
+                             '(a conflict: this torch is older than it needs)')
     %cd -q {home}/{path.parent.as_posix()}
     get_ipython().input_transformers_cleanup.append(lambda lines: lines if not any(
-        line.startswith(('#| slow', '#| cuda', '#| notest', '#| eval: false')) for line in lines) else
-        ["print('Skipped, as its first lines say: delete that mark to run this cell.')\\n"])'''
+        line.startswith(('#| slow', '#| cuda', '#| notest', '#| eval: false'))
+        for line in lines) else [
+        "print('Skipped, as its first lines say: delete that mark to run this cell.')\\n"])'''
 
 
 def write(path, cfg):

@@ -1,7 +1,9 @@
 """Let the pages of a built site ask nothing of other hosts: python tools/offline.py SITE
 
-Quarto and smalldocs write pages that load KaTeX from a CDN, and themes that load fonts from Google. This puts KaTeX's npm package
-(kept in .katex/ after the first download) among the pages and points them at it, and leaves the fonts to the reader's system.
+Quarto and smalldocs write pages that load KaTeX from a CDN, and themes that load fonts from Google. This puts
+KaTeX's npm package
+(kept in .katex/ after the first download) among the pages and points them at it, and leaves the fonts to the
+reader's system.
 Without npm or its registry the maths stays on the CDN, and it says so.
 """
 
@@ -9,7 +11,8 @@ import base64, hashlib, os, re, subprocess, sys, tarfile
 from pathlib import Path
 
 VERSION = '0.16.11'
-SHA512 = 'RQrI8rlHY92OLf3rho/Ts8i/XvjgguEjOkO1BEXcU3N8BqPpSzBNwV/G0Ukr+P/l3ivvJUE/Fa/CwbS6HesGNQ=='  # npm's, base64
+# npm's, base64
+SHA512 = 'RQrI8rlHY92OLf3rho/Ts8i/XvjgguEjOkO1BEXcU3N8BqPpSzBNwV/G0Ukr+P/l3ivvJUE/Fa/CwbS6HesGNQ=='
 CACHE = Path(__file__).resolve().parents[1] / '.katex'
 CDN = re.compile(r'https://cdn\.jsdelivr\.net/npm/katex@[^/"]+/dist/')
 FILES = re.compile(
@@ -19,7 +22,8 @@ FONTS = re.compile(r'@import url\(["\']?https://fonts\.googleapis\.com/[^)]*\);?
 
 
 def package():
-    "KaTeX's npm package, from the cache or from npm; None where there is no npm or it cannot reach the registry"
+    """KaTeX's npm package, from the cache or from npm; None where there is no npm or it cannot reach the
+    registry"""
     tgz = CACHE / f'katex-{VERSION}.tgz'
     if not tgz.exists():
         CACHE.mkdir(exist_ok=True)

@@ -14,7 +14,8 @@ from nbdev.serve import proc_nbs
 
 
 def page_name(nb):
-    "The notebook's path with nbdev's name for its page (its `output-file`): `support/00_Nets.ipynb` -> `support/nets.ipynb`"
+    """The notebook's path with nbdev's name for its page (its `output-file`): `support/00_Nets.ipynb` ->
+    `support/nets.ipynb`"""
     return str(_nbpath2html(PurePosixPath(nb)).with_suffix('.ipynb'))
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from .checks import require
 from .descent import History, Reconstruction, Running
-from .identifiability import invert_gradient
+from .inversion import invert_gradient
 from .metrics import Score, baselines, top_samples
 from .peeling import Peeling, Search, peel
 from .problems import Problem, draw_start, make_descent, make_splitting, prepare

@@ -699,7 +699,7 @@ def _ready_to_invert(args):
 
 def _inversion(args, setup):
     "What `invert_gradient` says of the step; its ValueError in the words of the command line"
-    from samplesplit_nb.identifiability import invert_gradient
+    from samplesplit_nb.inversion import invert_gradient
     step = [q.double() - p.double()
             for p, q in zip(setup.init.parameters(), setup.model.parameters())]
     try: return invert_gradient(setup.init, step, samples=args.samples, directions=args.directions,

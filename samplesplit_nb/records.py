@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from .checks import require
-from .metrics import L2, SSIM, Score, recovered, summarize
 from .descent import History, Reconstruction, Split
+from .metrics import L2, SSIM, Score, recovered, summarize
 from .storage import load_json, save_json
 from .tables import Table, table
 
@@ -216,7 +216,7 @@ class _Recovered(_Compared):
         return recovered(self.scores(run, 'L2'), self.baseline('nearest_other', 'L2'),
                          similar, ssim, near)
 
-# %% ../nbs/support/records.ipynb #4ec0a025
+# %% ../nbs/support/records.ipynb #a591ca0a
 class _Rows(_Recovered):
     "The numbers of the table"
     def rows(self, score:str|None=None)->list: # of dicts, one per run and baseline
@@ -242,7 +242,7 @@ class _Rows(_Recovered):
         if name == 'nearest_other': del row['beat_nearest_other']
         return row
 
-# %% ../nbs/support/records.ipynb #4ec0a027
+# %% ../nbs/support/records.ipynb #d4d2f318
 class Record(_Rows):
     "The numbers of one experiment, read from one file; ValueError for a run that it lacks"
     def table(self,
@@ -264,7 +264,7 @@ class Record(_Rows):
                 cell('beat_nearest_other', f'{{}} of {self.n}'),
                 cell('improved', f'{{}} of {self.n}'))
 
-# %% ../nbs/support/records.ipynb #4ec0a032
+# %% ../nbs/support/records.ipynb #92b27020
 @dataclass
 class Run:
     "One attack and how well it did"
@@ -308,7 +308,7 @@ def split_row(s:Split)->dict:
                 lambda_min=s.values.min().item(), predicted=s.predicted,
                 loss_before=s.loss_before, loss_after=s.loss_after, result=s.result)
 
-# %% ../nbs/support/records.ipynb #4ec0a038
+# %% ../nbs/support/records.ipynb #4e766958
 def run_record(
     r:Run,
     looks:int=200 # at the scores of all samples, at most about so many
@@ -327,7 +327,7 @@ def run_record(
                             splitting=round(sum(s.seconds for s in splits), 2)),
                 **({'facts': r.facts} if r.facts else {}))
 
-# %% ../nbs/support/records.ipynb #4ec0a041
+# %% ../nbs/support/records.ipynb #fbdcbd6e
 def environment(device:torch.device)->dict:
     "What ran this: versions and device"
     from samplesplit_nb import __version__

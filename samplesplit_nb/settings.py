@@ -30,7 +30,7 @@ def _check_positive(e, *names):
         require(0 < getattr(e, name) < float('inf'), name, getattr(e, name),
                 'positive and finite', 'see the defaults of Experiment')
 
-# %% ../nbs/support/settings.ipynb #5e770010
+# %% ../nbs/support/settings.ipynb #807e5528
 # what settings of an `Experiment` that are words can be: names, or a registry by name
 CHOICES:dict[str, Collection[str]] = dict(
     method=('ntk', 'kkt', 'multiclass'), training=('exact', 'margin', 'descent'),
@@ -67,9 +67,9 @@ def _suits(training, method):
 @dataclass(frozen=True)
 class _Network(_Images):
     "The network and its training"
-    method:str='ntk' # the attack it is for: 'ntk', 'kkt', 'multiclass', any of `runs.ATTACKS`
+    method:str='ntk' # the attack it is for: 'ntk', 'kkt', 'multiclass', any of `ATTACKS`
     width:int=500 # neurons in each of the two hidden layers
-    training:str='exact' # 'exact' (ntk), 'margin', 'descent', any of `runs.TRAININGS`
+    training:str='exact' # 'exact' (ntk), 'margin', 'descent', any of `TRAININGS`
     training_steps:int=0 # at most; 'exact' takes none
     training_lr:float=0.02 # of 'margin' and 'descent'
 
@@ -158,7 +158,7 @@ class _Splits(_Objective):
                 'use fewer splits or more steps')
         _rule_of(self) # ValueError for what no rule can be made of
 
-# %% ../nbs/support/settings.ipynb #5e770031
+# %% ../nbs/support/settings.ipynb #c8bf7e42
 @dataclass(frozen=True)
 class Experiment(_Splits):
     "Every setting of one experiment, section by section; ValueError for impossible ones"
@@ -182,7 +182,7 @@ class Experiment(_Splits):
         "The splitting rule of this experiment"
         return _rule_of(self)
 
-# %% ../nbs/support/settings.ipynb #5e770034
+# %% ../nbs/support/settings.ipynb #928d62aa
 # settings that came after results had been saved: left out where they change nothing
 _LATER = {'hold': None}
 
@@ -205,7 +205,7 @@ def fingerprint(
 # the settings that decide what network is trained
 TRAINING = (*(f.name for f in fields(_Network)), 'seed')
 
-# %% ../nbs/support/settings.ipynb #5e770041
+# %% ../nbs/support/settings.ipynb #8003ea4a
 _OURS_KKT = dict(training='margin', training_steps=500, steps=800, optimizer='torch-adam',
                  warmup=1, start_scale=.1, lam_min=0., box_weight=1.)
 # our settings for each attack, beside the defaults of `Experiment`

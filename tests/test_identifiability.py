@@ -7,17 +7,10 @@ from hypothesis import assume, given, strategies as st
 from torch.nn.functional import normalize, softplus
 from samplesplit_nb.data import load_data
 from samplesplit_nb.identifiability import (
-    interpolate_kernel,
-    interpolation_rank,
-    joint_diagonalisation,
-    kkt_residual,
-    make_kkt,
-    match_samples,
-    recover,
-    recover_from_gradient,
-    recover_trained,
-    simultaneous_diagonalisation,
-)
+    interpolation_rank, kkt_residual, make_kkt, recover, recover_trained)
+from samplesplit_nb.inversion import recover_from_gradient
+from samplesplit_nb.decomposition import (
+    interpolate_kernel, joint_diagonalisation, match_samples, simultaneous_diagonalisation)
 
 randn = lambda *shape, seed=0: torch.randn(
     *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"Sweeps, boundaries, controls and bad input behind `invert_gradient` of 00_identifiability"
+"Sweeps, boundaries, controls and bad input behind beyond/inversion"
 
 import copy, functools, math
 import pytest
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn.functional import cross_entropy, normalize, softplus
 from samplesplit_nb.data import load_data
-from samplesplit_nb.identifiability import invert_gradient
+from samplesplit_nb.inversion import invert_gradient
 from samplesplit_nb.networks import MLP, Polynomial, SmoothReLU, SurrogateReLU
 from samplesplit_nb.training import train_gd
 

@@ -6,18 +6,13 @@ from hypothesis import given, strategies as st
 from torch.func import functional_call, jacrev
 from torch.testing import assert_close
 from problems import random_problem
+from samplesplit_nb.descent import Descent
 from samplesplit_nb.networks import MLP, SmoothReLU
 from samplesplit_nb.objectives import (
-    PRESETS,
-    DecayObjective,
-    KKTObjective,
-    MulticlassKKTObjective,
-    NTKObjective,
-    ReconstructionObjective,
-    least_squares_multipliers,
-    preset,
-)
-from samplesplit_nb.splitting import Every, SplitRule, reconstruct, split_samples
+    DecayObjective, KKTObjective, MulticlassKKTObjective, NTKObjective,
+    ReconstructionObjective, least_squares_multipliers)
+from samplesplit_nb.presets import PRESETS, preset
+from samplesplit_nb.splitting import Every, SplitRule, Splitting, reconstruct, split_samples
 from samplesplit_nb.training import train_ntk
 
 
@@ -237,15 +232,8 @@ def test_children_inherit_labels_and_a_split_lowers_the_loss():
 
 def test_reconstruct_carries_labels_through_splits():
     objective, x, lam = labelled('binary', 1, 4, lam_min=0.0)
-    out = reconstruct(
-        objective,
-        0.3 * x,
-        lam,
-        steps=40,
-        lr=0.01,
-        rule=SplitRule(threshold=-1e-9, eta_max=0.3),
-        when=Every(15),
-    )
+    splitting = Splitting(SplitRule(threshold=-1e-9, eta_max=0.3), Every(15))
+    out = reconstruct(objective, 0.3 * x, lam, Descent(40, 0.01), splitting)
     assert len(out.x) > 4 and len(out.splits) == 2 and (out.lam >= 0).all()
     assert out.history.loss[-1] < out.history.loss[0]
 

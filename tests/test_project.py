@@ -2,10 +2,14 @@
 
 import ast, json, re, subprocess, sys
 from pathlib import Path
+from statistics import median
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / 'tools'))
+import measure  # noqa: E402
+
 NOTEBOOKS = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 cells = lambda path: json.loads(path.read_text())['cells']
 source = lambda cell: ''.join(cell['source'])
@@ -76,7 +80,6 @@ def test_layers_call_downwards_only():
     floor = 'checks', 'tables', 'networks', 'optimisers', 'storage', 'data', 'metrics'
     below = {
         **{name: ['checks'] for name in floor},
-        'metrics': ['checks', 'tables'],
         'checks': [],
         'metrics': ['checks', 'tables'],
         'tangents': ['checks', 'networks'],
@@ -113,3 +116,29 @@ def test_layers_call_downwards_only():
         found |= imported
         assert imported <= set(below[path.stem]), path.stem
     assert {'checks', 'objectives', 'experiments'} <= found  # the pattern sees them
+
+
+# How readable the house is: `python tools/measure.py` prints all of these
+
+
+def test_export_cells_are_short_and_each_is_checked_in_sight():
+    every = [n for path in measure.notebooks() for n in measure.exports(path)]
+    assert median(every) <= 12 and max(every) <= 40
+    assert {p.stem: n for p in measure.notebooks() if (n := measure.longest_run(p)) > 2} == {}
+
+
+def test_no_module_is_over_600_lines_and_no_function_over_45():
+    assert {name: n for name, n in measure.modules().items() if n > 600} == {}
+    assert {name: n for name, n in measure.functions().items() if n > 45} == {}
+
+
+def test_the_experiments_are_at_most_90_cells_and_2_5_megabytes():
+    path = ROOT / 'nbs/04_experiments.ipynb'
+    assert len(cells(path)) <= 90 and path.stat().st_size <= 2.5e6
+
+
+def test_every_folder_of_results_names_its_command():
+    text = (ROOT / 'results/README.md').read_text()
+    for folder in (ROOT / 'results').glob('*/*'):
+        name = folder.relative_to(ROOT / 'results').as_posix()
+        assert name in text or folder.name in text, name

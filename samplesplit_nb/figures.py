@@ -260,7 +260,7 @@ def grid_figure(
     samples = np.arange(len(images['samples'])) if samples is None else np.asarray(samples)
     who, gain = images['samples'][samples], record.gain()
     below = '' if title else f'{record.score.name} below; {caption(record)}'
-    lines = [('training', images['training'][samples]/255, None)]
+    lines:list = [('training', images['training'][samples]/255, None)]
     lines += [(label, images[run][samples]/255, record.scores(run)[who].tolist())
               for run, label in (('plain', 'without'), ('split', 'splitting'))]
     if title is None:
@@ -310,8 +310,8 @@ def top_by_rule(
     count:int # at most so many
 )->Top: # (samples (c,), how many pass the threshold in all)
     "The best samples that pass the threshold in either run; the ten best if fewer pass"
-    score, both = record.score, [record.scores(run) for run in WORDS]
-    top = lambda threshold, most: top_samples(*both, score, threshold, most)
+    score, (plain, split) = record.score, (record.scores(run) for run in WORDS)
+    top = lambda threshold, most: top_samples(plain, split, score, threshold, most)
     passing = len(top(THRESHOLDS[score.name], record.n))
     if passing >= 10: return Top(top(THRESHOLDS[score.name], count), passing)
     return Top(top(1e9 if score.better == 'lower' else -1e9, 10), passing)
@@ -329,7 +329,7 @@ def _grid_title(record, top):
     gain, name = record.gain(), record.score.name
     return (f'{panel_title(record)}: {int((gain[top.samples] > 0).sum())} of the '
             f'{len(top.samples)} shown improve; {top.passing} of {len(gain)} pass '
-            f'{name} {THRESHOLDS[name]:g} in either run')
+            f'{name} {"<" if record.score.better == "lower" else ">"} {THRESHOLDS[name]:g}')
 
 # %% ../nbs/support/figures.ipynb #37ca28da
 def draw_grid(

@@ -18,7 +18,8 @@ from samplesplit_nb.experiments import (
     top_by_rule,
     verdict,
 )
-from samplesplit_nb.runs import PEELINGS, Experiment, MissingResult, fingerprint, load_or_run, published, rows
+from samplesplit_nb.runs import PEELINGS, MissingResult, load_or_run, rows
+from samplesplit_nb.settings import Experiment, fingerprint, published
 from samplesplit_nb.storage import load_arrays
 
 # argv: folder, method. Checkpoints often, and lingers before the record gets its name, so that the parent can kill it there
@@ -317,7 +318,8 @@ def test_the_saved_controls_say_what_the_readme_says():
 @pytest.mark.parametrize('steps', [150, 1500, 2500, 3501])
 def test_scores_are_taken_on_schedule_whatever_the_number_of_steps(steps):
     "About so many looks as asked for, the start and the end among them"
-    from samplesplit_nb.runs import attack, prepare
+    from samplesplit_nb.runs import attack
+    from samplesplit_nb.problems import prepare
 
     seen = attack(prepare(replace(TINY, steps=steps, evaluations=10)), 'plain').evaluations[0]
     assert seen[0] == 0 and seen[-1] == steps and 9 <= len(seen) <= 13

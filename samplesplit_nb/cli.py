@@ -537,7 +537,7 @@ def _check_attack(args, outputs):
 # %% ../nbs/support/cli.ipynb #64e4cb83
 def _method(args):
     "The attack that --method and --preset agree on"
-    from samplesplit_nb.objectives import preset
+    from samplesplit_nb.presets import preset
     named = preset(args.preset).attack if args.preset else args.method
     _require(named is not None, '--method', None, 'given', f'one of {", ".join(METHODS)}')
     _require(named in METHODS and args.method in (None, named), '--preset', args.preset,
@@ -633,7 +633,7 @@ def _save_attack(args, out, setup, found, say):
         command='reconstruct', weights=str(args.weights), init=args.init, method=args.method,
         preset=args.preset, network=_about(setup.model)[0], seed=args.seed,
         settings=dict(k=e.k, steps=e.steps, lr=e.lr, chunk_size=args.chunk_size,
-                      lr_multipliers=reconstruct_options(e, e.k)['lr_multipliers'],
+                      lr_multipliers=reconstruct_options(e, e.k).lr_multipliers,
                       rule=None if setup.rule is None else repr(setup.rule), split_every=e.period),
         result=found.result, candidates=len(found.x), history=thin(found.history, 100, timed=True),
         splits=[split_row(s) for s in found.splits])
@@ -644,7 +644,8 @@ def _save_attack(args, out, setup, found, say):
 def _reconstruct(args):
     "`samplesplit reconstruct`"
     from samplesplit_nb.runs import reconstruct_options
-    from samplesplit_nb.splitting import Every, ReconstructionError, Stop, reconstruct
+    from samplesplit_nb.descent import ReconstructionError, Running
+    from samplesplit_nb.splitting import Every, Splitting, Stop, reconstruct
     from samplesplit_nb.storage import Checkpoint
     out, say = _writable(args.out), _say(args)
     setup = _set_up(args)
@@ -657,11 +658,14 @@ def _reconstruct(args):
     e = setup.experiment
     say(f"attack: {args.preset or args.method}, k = {e.k}, {e.steps} steps, "
         f"{'no splitting' if setup.rule is None else 'with splitting'}")
+    x, lam = setup.start
     try:
         found = reconstruct(
-            setup.objective, *setup.start, rule=setup.rule, when=Every(e.period),
-            stop=Stop(events=e.splits), progress='reconstruct', **reconstruct_options(e, e.k),
-            checkpoint=Checkpoint(out/'state.safetensors') if args.checkpoint else None)
+            setup.objective, x, lam, reconstruct_options(e, e.k),
+            Splitting(setup.rule, Every(e.period), Stop(events=e.splits)),
+            Running(
+                seed=e.seed, progress='reconstruct',
+                checkpoint=Checkpoint(out/'state.safetensors') if args.checkpoint else None))
     except ReconstructionError as failed:
         _save_attack(args, out, setup, failed.last, say)
         raise ReconstructionError(

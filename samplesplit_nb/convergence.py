@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.func import jvp
 from .checks import require
 from .networks import Polynomial, SmoothReLU, SurrogateReLU
-from .objectives import PerceptronTangent, ReconstructionObjective
-from samplesplit_nb.splitting import (
-    RitzPairs, SmallGradient, SplitRule, Stop, lanczos_min, min_curvature, reconstruct,
-    splitting_product)
+from .objectives import ReconstructionObjective
+from .tangents import PerceptronTangent
+from .descent import Descent, Running
+from .lanczos import RitzPairs, lanczos_min
+from .splitting import (
+    SmallGradient, SplitRule, Splitting, Stop, min_curvature, reconstruct, splitting_product)
 
 # %% ../nbs/03_convergence.ipynb #n08
 def hessian_product(
@@ -270,10 +272,11 @@ def run_algorithm1(
     bound = theorem_bound(objective.loss(x, lam).item(), eps, constants.l, constants.rho)
     rule = SplitRule(threshold=-bound.eps_H, max_fraction=1., at_once=1, eta_max=bound.eta,
                      halvings=0, sufficient=0.5*(1 - 1e-9), num_matvecs=max(20, 2*x.shape[1]))
-    return reconstruct(objective, x, lam, steps=max_steps, rule=rule, when=SmallGradient(eps),
-                       stop=Stop(eps_H=bound.eps_H), lr=bound.eta_g, lr_multipliers=0.,
-                       optimizer=torch.optim.SGD, report_every=1, seed=seed,
-                       callback=callback), bound
+    descent = Descent(max_steps, bound.eta_g, lr_multipliers=0., optimizer=torch.optim.SGD)
+    return reconstruct(objective, x, lam, descent,
+                       Splitting(rule, SmallGradient(eps), Stop(eps_H=bound.eps_H)),
+                       Running(seed=seed, report_every=1,
+                               callbacks=[] if callback is None else [callback])), bound
 
 # %% ../nbs/03_convergence.ipynb #98cac163
 @dataclass(frozen=True)

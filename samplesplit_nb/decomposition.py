@@ -18,7 +18,7 @@ import scipy.linalg, scipy.optimize, scipy.sparse.linalg
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from .checks import require, require_finite
+from .checks import is_count, require, require_finite
 
 # %% ../nbs/support/decomposition.ipynb #dec00008
 def require_degree(
@@ -26,8 +26,7 @@ def require_degree(
     least:int=1 # the smallest that makes sense
 )->None: # ValueError otherwise
     "Raise a `ValueError` unless the degree is a whole number, at least `least`"
-    require(isinstance(degree, int) and degree >= least, 'degree', degree,
-            f'a whole number >= {least}',
+    require(is_count(degree, least), 'degree', degree, f'a whole number >= {least}',
             'degrees 1 and 2 do not determine the samples' if least == 3
             else 'the activation is t^degree')
 

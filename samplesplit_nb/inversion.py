@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .checks import require, require_finite
+from .checks import is_count, require, require_finite
 from .decomposition import decompose, require_degree, row_basis
 from .identifiability import Recovery, require_network
 from .networks import MLP
@@ -434,8 +434,7 @@ def _require_gradient(network, gradient):
 # %% ../nbs/beyond/inversion.ipynb #14be0033
 def _require_settings(accept, **counts):
     for name, value in counts.items():
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        require(value is None or whole and value >= 1, name, value,
+        require(value is None or is_count(value, 1), name, value,
                 'a whole number, at least 1', 'leave it out')
     require(accept is None or 0 < accept <= 1, 'accept', accept, 'in (0, 1]', 'leave it out')
 

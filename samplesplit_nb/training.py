@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.func import functional_call, grad, hessian, jvp
 from .checks import require, require_finite
 from .networks import MLP, SmoothReLU
-from .objectives import ModuleTangent, gram, tangent_features, tangent_inner, weighted_sum
+from .tangents import (
+    ModuleTangent, gram, tangent_features, tangent_inner, weighted_sum)
 from .optimisers import optimiser_state, restore_optimiser
 from .storage import Checkpoint, Keeper, digest, progress_bar
 

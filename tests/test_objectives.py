@@ -6,18 +6,13 @@ from hypothesis import given, strategies as st
 from torch.func import functional_call, jacrev
 from torch.testing import assert_close
 from problems import random_problem
+from samplesplit_nb.descent import Descent
 from samplesplit_nb.networks import MLP, SmoothReLU
 from samplesplit_nb.objectives import (
-    PRESETS,
-    DecayObjective,
-    KKTObjective,
-    MulticlassKKTObjective,
-    NTKObjective,
-    ReconstructionObjective,
-    least_squares_multipliers,
-    preset,
-)
-from samplesplit_nb.splitting import Every, SplitRule, reconstruct, split_samples
+    DecayObjective, KKTObjective, MulticlassKKTObjective, NTKObjective,
+    ReconstructionObjective, least_squares_multipliers)
+from samplesplit_nb.presets import PRESETS, preset
+from samplesplit_nb.splitting import Every, SplitRule, Splitting, reconstruct, split_samples
 from samplesplit_nb.training import train_ntk
 
 
@@ -66,7 +61,9 @@ def test_float32_gradient_is_that_of_float64(seed):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('copies', [2, 5])
 def test_multipliers_of_coinciding_candidates(dtype, copies):
-    "Copies share the weight: evenly in float64; in float32 the rounding of <target, f> moves some between them, but nothing blows up"
+    """Copies share the weight, evenly in float64.
+
+    In float32 the rounding of <target, f> moves some between them, but nothing blows up."""
     objective, x, _ = random_problem((30, 60, 60, 1), k=4, seed=1, dtype=dtype)
     single = objective.multipliers(x)
     many = objective.multipliers(torch.cat([x] + [x[:1]] * (copies - 1)))
@@ -237,15 +234,8 @@ def test_children_inherit_labels_and_a_split_lowers_the_loss():
 
 def test_reconstruct_carries_labels_through_splits():
     objective, x, lam = labelled('binary', 1, 4, lam_min=0.0)
-    out = reconstruct(
-        objective,
-        0.3 * x,
-        lam,
-        steps=40,
-        lr=0.01,
-        rule=SplitRule(threshold=-1e-9, eta_max=0.3),
-        when=Every(15),
-    )
+    splitting = Splitting(SplitRule(threshold=-1e-9, eta_max=0.3), Every(15))
+    out = reconstruct(objective, 0.3 * x, lam, Descent(40, 0.01), splitting)
     assert len(out.x) > 4 and len(out.splits) == 2 and (out.lam >= 0).all()
     assert out.history.loss[-1] < out.history.loss[0]
 

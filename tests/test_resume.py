@@ -5,9 +5,10 @@ from functools import partial
 from pathlib import Path
 import pytest, torch
 from problems import random_problem
+from samplesplit_nb.descent import Descent, Running
 from samplesplit_nb.networks import MLP
 from samplesplit_nb.optimisers import LazyAdam
-from samplesplit_nb.splitting import Every, SplitRule, reconstruct
+from samplesplit_nb.splitting import Every, SplitRule, Splitting, reconstruct
 from samplesplit_nb.storage import Checkpoint, load_state, save_state
 from samplesplit_nb.training import train_gd, train_kkt
 
@@ -21,16 +22,21 @@ from problems import random_problem
 from samplesplit_nb.networks import MLP
 from samplesplit_nb.objectives import KKTObjective
 from samplesplit_nb.optimisers import adam, geometric, warm_restarts
+from samplesplit_nb.descent import *
 from samplesplit_nb.splitting import *
+from samplesplit_nb.tidy import Tidy
 from samplesplit_nb.storage import Checkpoint, save_state
 path, out, optimiser, attack = sys.argv[1:]
 torch.set_num_threads(1)
 objective, x, lam = random_problem((8, 40, 40, 1), k=6, seed=3)
 if attack == 'kkt': objective = KKTObjective(MLP([8, 40, 40, 1], bias='first', seed=1, dtype=torch.float64), torch.tensor([1., -1, 1, 1, -1, -1]).double(), sharpness=5.)
 make = dict(adam=adam, sgd=partial(torch.optim.SGD, momentum=.9))[optimiser]
-r = reconstruct(objective, x, lam, steps=150, lr=1e-4 if optimiser == 'sgd' else 1e-2, lr_multipliers=None if attack == 'ntk' else 1e-4, optimizer=make,
-                rule=SplitRule(threshold=-1e-9, eta_max=.1, at_once=2), when=Every(40), lr_factor=warm_restarts(40), sharpness=geometric(5., 10., 150), report_every=5,
-                tidy=Tidy(merge=1e-3), checkpoint=None if path == 'none' else Checkpoint(path, every_steps=3, every_seconds=None), callback=lambda step, *_: print(step, flush=True))
+descent = Descent(150, lr=1e-4 if optimiser == 'sgd' else 1e-2, lr_multipliers=None if attack == 'ntk' else 1e-4, optimizer=make,
+                  lr_factor=warm_restarts(40), sharpen=geometric(5., 10., 150))
+splitting = Splitting(SplitRule(threshold=-1e-9, eta_max=.1, at_once=2), Every(40), tidy=Tidy(merge=1e-3))
+running = Running(report_every=5, checkpoint=None if path == 'none' else Checkpoint(path, every_steps=3, every_seconds=None),
+                  callbacks=[lambda step, *_: print(step, flush=True)])
+r = reconstruct(objective, x, lam, descent, splitting, running)
 save_state(out, dict(x=r.x, lam=r.lam, origins=r.origins, loss=r.history.loss, step=r.history.step, result=r.result, splits=[s.step for s in r.splits]))
 '''
 
@@ -183,7 +189,7 @@ def test_the_checkpoint_of_another_training_is_refused(tmp_path, train, kw):
             (train_kkt if train is train_gd else train_gd)(**small(), checkpoint=at)
     objective, x, lam = random_problem((8, 30, 30, 1), k=5, seed=3)
     with pytest.raises(ValueError, match='another start, target, '):
-        reconstruct(objective, x, lam, steps=5, checkpoint=at)
+        reconstruct(objective, x, lam, Descent(5), running=Running(checkpoint=at))
 
 
 def test_running_averages_are_part_of_the_state(tmp_path):
@@ -251,18 +257,9 @@ def test_a_save_that_is_cut_short_leaves_the_old_file(tmp_path, monkeypatch):
 )
 def test_every_optimiser_resumes_to_the_bit(tmp_path, make):
     objective, x, lam = random_problem((8, 30, 30, 1), k=5, seed=3)
-    go = partial(
-        reconstruct,
-        objective,
-        x,
-        lam,
-        steps=45,
-        lr=1e-3,
-        optimizer=make,
-        rule=SplitRule(threshold=-1e-9, eta_max=0.1),
-        when=Every(15),
-        report_every=4,
-    )
+    descent = Descent(45, 1e-3, optimizer=make)
+    splitting = Splitting(SplitRule(threshold=-1e-9, eta_max=0.1), Every(15))
+    go = lambda **kw: reconstruct(objective, x, lam, descent, splitting, Running(report_every=4, **kw))
 
     def stumble(step, *_):
         if step >= 36:
@@ -270,7 +267,7 @@ def test_every_optimiser_resumes_to_the_bit(tmp_path, make):
 
     at = Checkpoint(tmp_path / 'run', every_steps=7)
     with pytest.raises(KeyboardInterrupt):
-        go(callback=stumble, checkpoint=at)
+        go(callbacks=[stumble], checkpoint=at)
     whole, resumed = go(), go(checkpoint=at)
     assert torch.equal(whole.x, resumed.x) and whole.history.loss == resumed.history.loss and len(whole.x) > 5
 

@@ -357,7 +357,7 @@ def test_a_control_with_its_own_cycles_has_them_whatever_the_experiment_holds():
     from samplesplit_nb.runs import reconstruct_options
 
     held, cycle = (
-        reconstruct_options(replace(TINY, hold=0.7, steps=100), 4, cycles=c)['lr_factor'] for c in (None, 1)
+        reconstruct_options(replace(TINY, hold=0.7, steps=100), 4, cycles=c).lr_factor for c in (None, 1)
     )
-    plain = reconstruct_options(replace(TINY, steps=100), 4, cycles=1)['lr_factor']
+    plain = reconstruct_options(replace(TINY, steps=100), 4, cycles=1).lr_factor
     assert held(60) == 1 > cycle(60) and [cycle(s) for s in range(100)] == [plain(s) for s in range(100)]

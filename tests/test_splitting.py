@@ -1,12 +1,15 @@
 "Properties and boundary tables behind nbs/02_splitting"
 
 import math, re
+from dataclasses import replace
 from functools import partial
 import pytest, torch
 from torch.func import hessian, jacrev
 from hypothesis import given, settings, strategies as st
 from torch.testing import assert_close
 from problems import random_problem
+from samplesplit_nb.descent import Descent, History, ReconstructionError, Running
+from samplesplit_nb.lanczos import lanczos_min
 from samplesplit_nb.networks import MLP, Polynomial
 from samplesplit_nb.objectives import (
     DecayObjective,
@@ -16,30 +19,29 @@ from samplesplit_nb.objectives import (
     NTKObjective,
 )
 from samplesplit_nb.optimisers import LazyAdam, geometric, hold_then_decay, inherit_state, warm_restarts
+from samplesplit_nb.peeling import Peeling, Search, peel, strength
 from samplesplit_nb.splitting import (
-    Control,
+    AfterSplit,
     Every,
-    History,
-    Peeling,
+    LineSearch,
     Plateau,
-    ReconstructionError,
+    Proposal,
+    PublishedRule,
+    RandomSplits,
     SmallGradient,
     SplitRule,
+    Splitting,
     Stop,
-    Tidy,
-    lanczos_min,
     min_curvature,
     offspring,
-    peel,
     reconstruct,
-    strength,
     split_samples,
     split_series,
     splitting_matrix,
     splitting_product,
-    tidy_samples,
 )
 from samplesplit_nb.storage import Checkpoint
+from samplesplit_nb.tidy import Tidy, tidy_samples
 
 seeds = st.integers(0, 10_000)
 
@@ -175,16 +177,8 @@ def test_every_objective_splits_and_reconstructs(name):
         torch.randn(3, 9, generator=g, dtype=torch.float64),
         torch.randn(objective.multiplier_shape(3), generator=g, dtype=torch.float64).abs() + 0.1,
     )
-    r = reconstruct(
-        objective,
-        x,
-        lam,
-        steps=12,
-        lr=1e-3,
-        lr_multipliers=1e-4,
-        rule=SplitRule(threshold=-1e-9, eta_max=0.1, max_fraction=1.0),
-        when=Every(5),
-    )
+    rule = SplitRule(threshold=-1e-9, eta_max=0.1, max_fraction=1.0)
+    r = reconstruct(objective, x, lam, Descent(12, 1e-3, 1e-4), Splitting(rule, Every(5)))
     assert (
         len(r.x) > 3
         and r.lam.shape == objective.multiplier_shape(len(r.x))
@@ -295,7 +289,7 @@ def test_split_obeys_its_rule(seed, k, fraction, threshold, relative, eta_max):
 @given(seeds)
 def test_same_seed_same_split(seed):
     objective, x, lam = random_problem(k=5, seed=seed % 7)
-    rule = SplitRule(threshold=-1e-9, eta_max=0.1, control=Control('random', 'random'))
+    rule = RandomSplits(SplitRule(threshold=-1e-9, eta_max=0.1), 'random', 'random')
     a, b = (split_samples(objective, x, lam, rule, torch.Generator().manual_seed(seed)) for _ in range(2))
     assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
@@ -303,8 +297,8 @@ def test_same_seed_same_split(seed):
 def test_controls_split_exactly_as_often_as_told():
     objective, x, lam = random_problem(k=6, seed=1)
     for direction in ('curvature', 'random'):
-        rule = SplitRule(control=Control(direction, 'random', counts=(2, 5), accept_any=True), eta_max=0.1)
-        r = reconstruct(objective, x, lam, steps=11, lr=1e-3, rule=rule, when=Every(5))
+        rule = RandomSplits(SplitRule(eta_max=0.1), direction, 'random', counts=(2, 5), accept_any=True)
+        r = reconstruct(objective, x, lam, Descent(11, 1e-3), Splitting(rule, Every(5)))
         assert [len(s.chosen) for s in r.splits] == [2, 5] and len(r.x) == 13
 
 
@@ -389,15 +383,8 @@ def test_one_at_a_time_and_a_budget(seed, at_once, most):
 def test_too_few_counts_are_named():
     objective, x, lam = random_problem(k=4)
     with pytest.raises(ValueError, match=r'counts=\(1,\): counts must be one number for each event'):
-        reconstruct(
-            objective,
-            x,
-            lam,
-            steps=11,
-            lr=1e-3,
-            rule=SplitRule(control=Control(counts=(1,), accept_any=True)),
-            when=Every(5),
-        )
+        rule = RandomSplits(counts=(1,), accept_any=True)
+        reconstruct(objective, x, lam, Descent(11, 1e-3), Splitting(rule, Every(5)))
 
 
 @given(seeds, st.integers(1, 4), st.floats(1e-6, 0.5), st.floats(0, 0.1))
@@ -430,7 +417,8 @@ def test_tidying_finds_what_it_should():
     few, nu, kept = tidy_samples(objective, crowd, mu, Tidy(merge=1e-3))
     assert len(few) == 3 and sorted((kept % 3).tolist()) == [0, 1, 2]
     assert_close(nu[(kept % 3).argsort()], lam, rtol=1e-12, atol=0)
-    r = reconstruct(objective, crowd, mu, steps=1, lr=1e-9, lr_multipliers=0.0, tidy=Tidy(merge=1e-3))
+    tidy = Splitting(rule=None, tidy=Tidy(merge=1e-3))
+    r = reconstruct(objective, crowd, mu, Descent(1, 1e-9, 0.0), tidy)
     assert len(r.x) == 3 and r.history.num_candidates == [5, 3] and torch.equal(r.origins, kept)
 
 
@@ -466,23 +454,13 @@ def test_two_splits_solve_under_parameterised_problems():
     solved = alone = 0
     for seed in range(20):
         objective, X, start = planted(seed)
-        go = partial(
-            reconstruct,
-            objective,
-            start,
-            torch.zeros(2).double(),
-            lr=1.0,
-            optimizer=lbfgs,
-            report_every=1,
-            when=Plateau(2, 0.01),
-        )
+        go = partial(reconstruct, objective, start, torch.zeros(2).double(), running=Running(report_every=1))
+        rule = SplitRule(threshold=-1e-9, max_fraction=1.0, at_once=1, step='quartic', eta_max=None)
         r = go(
-            steps=150,
-            rule=SplitRule(threshold=-1e-9, max_fraction=1.0, at_once=1, step='quartic', eta_max=None),
-            stop=Stop(candidates=4),
+            Descent(150, lr=1.0, optimizer=lbfgs), Splitting(rule, Plateau(2, 0.01), Stop(candidates=4))
         )
         solved += r.history.loss[-1] < 1e-12 and torch.cdist(X, r.x).min(1).values.max() < 1e-6
-        alone += go(steps=15).history.loss[-1] < 1e-12
+        alone += go(Descent(15, lr=1.0, optimizer=lbfgs)).history.loss[-1] < 1e-12
     print(f'solved {solved} of 20 with two splits, {alone} without')
     assert solved >= 18 and alone == 0
 
@@ -490,8 +468,9 @@ def test_two_splits_solve_under_parameterised_problems():
 def test_the_run_ends_for_the_reason_it_says():
     objective, x, lam = random_problem(k=4, seed=6)
     rule = SplitRule(threshold=-1e-9, eta_max=0.1)
-    go = partial(
-        reconstruct, objective, x, lam, steps=200, lr=1e-4, lr_multipliers=0.0, rule=rule, report_every=5
+    descent, running = Descent(200, 1e-4, 0.0), Running(report_every=5)
+    go = lambda rule=rule, **how: reconstruct(
+        objective, x, lam, descent, Splitting(rule=rule, **how), running
     )
     budget = go(when=Every(10), stop=Stop(candidates=5))
     assert budget.result == 'finished 200 steps with 5 candidates' and len(budget.x) == 5
@@ -520,18 +499,14 @@ def test_the_run_ends_for_the_reason_it_says():
 def test_algorithm_1_as_written():
     "Gradient descent until |grad| <= eps, one split, and so on until every lambda_min > -eps_H: each event is at a stationary point, and so is the end"
     objective, X, start = planted(3)
+    rule = SplitRule(threshold=-0.5, max_fraction=1.0, at_once=1)
     r = reconstruct(
         objective,
         start,
         torch.ones(2).double(),
-        steps=20_000,
-        lr=2e-3,
-        lr_multipliers=2e-3,
-        optimizer=torch.optim.SGD,
-        report_every=1,
-        when=SmallGradient(0.3),
-        rule=SplitRule(threshold=-0.5, max_fraction=1.0, at_once=1),
-        stop=Stop(eps_H=0.5),
+        Descent(20_000, 2e-3, 2e-3, optimizer=torch.optim.SGD),
+        Splitting(rule, SmallGradient(0.3), Stop(eps_H=0.5)),
+        Running(report_every=1),
     )
     at = dict(zip(r.history.step, r.history.gradient))
     assert r.result.startswith('stable') and len(r.splits) >= 2
@@ -543,17 +518,9 @@ def test_algorithm_1_as_written():
 
 def test_plateau_waits_after_an_event():
     objective, x, lam = random_problem(k=3, seed=6)
-    r = reconstruct(
-        objective,
-        x,
-        lam,
-        steps=60,
-        lr=1e-12,
-        lr_multipliers=0.0,
-        rule=SplitRule(threshold=-1e-9, eta_max=1e-6, sufficient=0.0),
-        when=Plateau(20, 0.5),
-        report_every=5,
-    )
+    rule = SplitRule(threshold=-1e-9, eta_max=1e-6, sufficient=0.0)
+    splitting = Splitting(rule, Plateau(20, 0.5))
+    r = reconstruct(objective, x, lam, Descent(60, 1e-12, 0.0), splitting, Running(report_every=5))
     assert [s.step for s in r.splits] == [20, 40]
 
 
@@ -596,17 +563,8 @@ def test_nothing_is_read_back_between_reports(monkeypatch, lr_multipliers, make)
 
     def count(steps):
         before = reads.count
-        reconstruct(
-            objective,
-            x,
-            lam,
-            steps=steps,
-            lr=1e-4,
-            lr_multipliers=lr_multipliers,
-            optimizer=make,
-            report_every=1000,
-            sharpness=geometric(5.0, 6.0, 100),
-        )
+        descent = Descent(steps, 1e-4, lr_multipliers, make, sharpen=geometric(5.0, 6.0, 100))
+        reconstruct(objective, x, lam, descent, running=Running(report_every=1000))
         return reads.count - before
 
     few = count(2)
@@ -617,19 +575,12 @@ def test_nothing_is_read_back_between_reports(monkeypatch, lr_multipliers, make)
 def test_captured_steps_give_the_same_run(lr_multipliers):
     "torch.compile where it works here: same candidates to float32 accuracy, through a split and a sharpness that changes at every step"
     objective, x, lam = random_problem(k=4, seed=6, dtype=torch.float32)
-    go = partial(
-        reconstruct,
-        objective,
-        x,
-        lam,
-        steps=30,
-        lr=1e-3,
-        lr_multipliers=lr_multipliers,
-        rule=SplitRule(threshold=-1e-9, eta_max=0.1),
-        when=Every(12),
-        sharpness=geometric(5.0, 10.0, 30),
+    splitting = Splitting(SplitRule(threshold=-1e-9, eta_max=0.1), Every(12))
+    descent = Descent(30, 1e-3, lr_multipliers, sharpen=geometric(5.0, 10.0, 30))
+    eager, captured = (
+        reconstruct(objective, x, lam, replace(descent, compiled=compiled), splitting)
+        for compiled in (False, True)
     )
-    eager, captured = go(), go(compiled=True)
     assert len(captured.x) == len(eager.x) > 4
     assert_close(captured.x, eager.x, rtol=1e-3, atol=1e-3)
     assert_close(captured.history.loss, eager.history.loss, rtol=1e-4, atol=0)
@@ -643,16 +594,19 @@ def test_where_capture_fails_the_run_goes_on(monkeypatch):
         return run
 
     objective, x, lam = random_problem(k=4, seed=6)
-    eager = reconstruct(objective, x, lam, steps=5, lr=1e-3)
+    eager = reconstruct(objective, x, lam, Descent(5, 1e-3))
     monkeypatch.setattr(torch, 'compile', broken)
-    assert torch.equal(reconstruct(objective, x, lam, steps=5, lr=1e-3, compiled=True).x, eager.x)
+    assert torch.equal(reconstruct(objective, x, lam, Descent(5, 1e-3, compiled=True)).x, eager.x)
 
 
 def test_a_map_without_relu_has_no_sharpness():
     objective = MapObjective(lambda x: x**2, torch.ones(2).double(), d=2)
     with pytest.raises(ValueError, match='sharpness=5.0: sharpness must be left out'):
         reconstruct(
-            objective, torch.ones(1, 2).double(), torch.ones(1).double(), steps=1, sharpness=lambda step: 5.0
+            objective,
+            torch.ones(1, 2).double(),
+            torch.ones(1).double(),
+            Descent(1, sharpen=lambda step: 5.0),
         )
 
 
@@ -664,13 +618,9 @@ def test_divergence_at_an_event_is_divergence():
             objective,
             x,
             lam,
-            steps=50,
-            lr=1e200,
-            lr_multipliers=1.0,
-            optimizer=torch.optim.SGD,
-            report_every=50,
-            rule=SplitRule(),
-            when=Every(7),
+            Descent(50, 1e200, 1.0, torch.optim.SGD),
+            Splitting(SplitRule(), Every(7)),
+            Running(report_every=50),
         )
     assert torch.isfinite(caught.value.last.x).all() and caught.value.last.history.step == [0]
 
@@ -694,17 +644,8 @@ def test_any_torch_optimiser_survives_splits(make, lr_multipliers):
     if make is torch.optim.LBFGS and lr_multipliers is not None:
         pytest.skip('LBFGS takes one parameter group only')
     objective, x, lam = random_problem(k=4, seed=6)
-    r = reconstruct(
-        objective,
-        x,
-        lam,
-        steps=30,
-        lr=1e-3,
-        lr_multipliers=lr_multipliers,
-        optimizer=make,
-        rule=SplitRule(threshold=-1e-9, eta_max=0.1),
-        when=Every(10),
-    )
+    splitting = Splitting(SplitRule(threshold=-1e-9, eta_max=0.1), Every(10))
+    r = reconstruct(objective, x, lam, Descent(30, 1e-3, lr_multipliers, make), splitting)
     assert len(r.x) > 4 and len(r.splits) == 2 and r.history.loss[-1] < r.history.loss[0]
     assert r.history.num_candidates[-1] == len(r.x) == len(r.lam)
 
@@ -740,9 +681,9 @@ def test_state_without_rows_is_dropped():
 def test_split_continues_from_the_parent_state():
     "After a split with a vanishing step the gradients halve; with the parents' moments Adam takes almost the step it would have taken, afresh it would not"
     objective, x, lam = random_problem(k=3, seed=8)
-    rule = SplitRule(control=Control(counts=(3,), accept_any=True), eta_max=1e-9, halvings=0)
-    go = partial(
-        reconstruct, objective, x, lam, lr=1e-3, lr_multipliers=0.0, when=Every(10), stop=Stop(events=1)
+    rule = RandomSplits(SplitRule(eta_max=1e-9, halvings=0), counts=(3,), accept_any=True)
+    go = lambda steps, rule=None: reconstruct(
+        objective, x, lam, Descent(steps, 1e-3, 0.0), Splitting(rule, Every(10), Stop(events=1))
     )
     before, after, plain = go(steps=10), go(steps=11, rule=rule), go(steps=11)
     step = (plain.x - before.x).abs()
@@ -753,15 +694,8 @@ def test_split_continues_from_the_parent_state():
 def test_callback_sees_every_report_and_can_stop():
     objective, x, lam = random_problem()
     seen = []
-    r = reconstruct(
-        objective,
-        x,
-        lam,
-        steps=100,
-        lr=1e-3,
-        report_every=10,
-        callback=lambda step, *_: seen.append(step) or step >= 30,
-    )
+    watch = Running(report_every=10, callbacks=[lambda step, *_: seen.append(step) or step >= 30])
+    r = reconstruct(objective, x, lam, Descent(100, 1e-3), running=watch)
     assert seen == [0, 10, 20, 30] and r.history.step == seen and 'callback after 30 steps' in r.result
 
 
@@ -774,11 +708,8 @@ def test_divergence_keeps_the_last_good_state(lr_multipliers):
             objective,
             x,
             lam,
-            steps=400,
-            lr=1e200,
-            lr_multipliers=lr_multipliers,
-            optimizer=sgd,
-            report_every=1,
+            Descent(400, 1e200, lr_multipliers, sgd),
+            running=Running(report_every=1),
         )
     last = caught.value.last
     assert (
@@ -792,7 +723,7 @@ def test_divergence_keeps_the_last_good_state(lr_multipliers):
 def test_start_is_not_changed_in_place():
     objective, x, lam = random_problem()
     x0, lam0 = x.clone(), lam.clone()
-    reconstruct(objective, x, lam, steps=5, lr=1e-2)
+    reconstruct(objective, x, lam, Descent(5, 1e-2))
     assert torch.equal(x, x0) and torch.equal(lam, lam0)
 
 
@@ -809,8 +740,9 @@ def test_start_is_not_changed_in_place():
 )
 def test_bad_settings_are_named(kw, says):
     objective, x, lam = random_problem()
+    watch = {'report_every': kw.pop('report_every')} if 'report_every' in (kw := dict(kw)) else {}
     with pytest.raises(ValueError, match=says):
-        reconstruct(objective, x, lam, **kw)
+        reconstruct(objective, x, lam, Descent(**kw), running=Running(**watch))
 
 
 def test_bad_candidates_are_named():
@@ -824,7 +756,7 @@ def test_bad_candidates_are_named():
     ):
         for call in (
             lambda *a: min_curvature(objective, *a),
-            lambda *a: reconstruct(objective, *a, steps=1),
+            lambda *a: reconstruct(objective, *a, Descent(1)),
             lambda *a: split_samples(objective, *a, SplitRule()),
         ):
             with pytest.raises(ValueError, match=says):
@@ -885,17 +817,17 @@ def test_every_objective_is_peeled(name, deflate):
     "The steps add up, the callback sees all candidates in the units of the target, labels follow, multipliers are the best ones"
     objective, seen = OBJECTIVES[name](), []
     sharpness = None if name == 'cubic' else (5.0, 10.0)
-    settings = Peeling(rounds=2, share=0.5, keep=0.01, sharpness=(5.0, 10.0), deflate=deflate)
+    settings = Peeling(rounds=2, fresh=0.5, keep=0.01, sharpness_range=(5.0, 10.0), deflate=deflate)
     r = peel(
         objective,
         draw_for(objective),
         3,
-        steps=60,
-        peeling=settings,
-        lr=1e-2,
-        sharpness=sharpness,
-        report_every=2,
-        callback=lambda step, loss, x, lam: seen.append((step, loss, len(x), tuple(lam.shape))),
+        Search(60, 1e-2, sharpness),
+        settings,
+        Running(
+            report_every=2,
+            callbacks=[lambda step, loss, x, lam: seen.append((step, loss, len(x), tuple(lam.shape)))],
+        ),
     )
     assert (
         r.history.step == list(range(0, 61, 2))
@@ -915,26 +847,22 @@ def test_every_objective_is_peeled(name, deflate):
 @given(seeds, st.integers(0, 2))
 def test_a_search_alone_is_plain_descent_and_its_loss_is_told_in_one_unit(seed, rounds):
     objective, _, _ = random_problem(k=4, seed=seed)
-    steps, settings = 20 * (5 + 4 * rounds), Peeling(rounds=rounds, sharpness=(5.0, 10.0), share=0.5)
+    steps = 20 * (5 + 4 * rounds)
+    settings = Peeling(rounds=rounds, sharpness_range=(5.0, 10.0), fresh=0.5)
     r = peel(
         objective,
         draw_for(objective, seed),
         4,
-        steps=steps,
-        peeling=settings,
-        lr=1e-2,
-        sharpness=(5.0, 5.0),
-        report_every=20,
+        Search(steps, 1e-2, (5.0, 5.0)),
+        settings,
+        Running(report_every=20),
     )
     plain = reconstruct(
         objective,
         draw_for(objective, seed)(4, 0),
         torch.zeros(4).double(),
-        steps=80,
-        lr=1e-2,
-        lr_factor=hold_then_decay(80),
-        sharpness=geometric(5.0, 5.0, 80),
-        report_every=20,
+        Descent(80, 1e-2, lr_factor=hold_then_decay(80), sharpen=geometric(5.0, 5.0, 80)),
+        running=Running(report_every=20),
     )
     assert r.history.loss[:5] == plain.history.loss  # bit by bit: the first search is one run of the one loop
     own = objective.smoothed(10.0)
@@ -944,8 +872,8 @@ def test_a_search_alone_is_plain_descent_and_its_loss_is_told_in_one_unit(seed, 
         assert max(r.history.loss[begin + 1 : begin + 3]) <= r.history.loss[begin] * (1 + 1e-6)
 
 
-def test_what_is_soft_is_found_where_the_residual_points():
-    "Two loud samples and a soft one, two candidates: neither descent nor splitting finds the soft one, peeling does, from every start on a grid"
+def test_a_small_contribution_is_found_where_the_residual_points():
+    "Two samples of large contribution and one of small, two candidates: descent does not find the third, peeling does, from every start on a grid"
     t = torch.linspace(0, 10, 101, dtype=torch.float64)[None]
     bump = lambda x: torch.exp(-2 * (t - x) ** 2)
     X, lam = (
@@ -958,8 +886,9 @@ def test_what_is_soft_is_found_where_the_residual_points():
         draw = lambda k, number: torch.tensor(
             [[a], [b]] if number == 0 else [[1.0], [9.0]], dtype=torch.float64
         )
-        alone = peel(line, draw, 2, steps=1400, peeling=Peeling(rounds=0), sharpness=None)
-        again = peel(line, draw, 2, steps=1400, peeling=Peeling(rounds=1, share=1.0), sharpness=None)
+        search = Search(1400, sharpness_range=None)
+        alone = peel(line, draw, 2, search, Peeling(rounds=0))
+        again = peel(line, draw, 2, search, Peeling(rounds=1, fresh=1.0))
         assert torch.cdist(X[2:], alone.x).min() > 2
         found += bool(torch.cdist(X, again.x).min(1).values.max() < 1e-3)
     assert found == len(starts)
@@ -974,11 +903,9 @@ def test_where_nothing_is_left_nothing_breaks():
             aimed,
             lambda k, number: x[:k].clone(),
             4,
-            steps=130,
-            peeling=Peeling(sharpness=(5.0, 5.0)),
-            sharpness=(5.0, 5.0),
-            lr=1e-9,
-            report_every=10,
+            Search(130, 1e-9, (5.0, 5.0)),
+            Peeling(sharpness_range=(5.0, 5.0)),
+            Running(report_every=10),
         )
         assert torch.isfinite(r.x).all() and torch.isfinite(r.lam).all() and r.history.loss[-1] < 1e-6
         assert not strength(aimed, x, 0 * lam).isnan().any()
@@ -987,14 +914,15 @@ def test_where_nothing_is_left_nothing_breaks():
 def test_an_interrupted_peeling_goes_on_to_the_bit(tmp_path):
     "Stopped in every stage by an exception in the callback, resumed from the files of its stages"
     objective, _, _ = random_problem(k=4, seed=3)
-    options = dict(
-        steps=130,
-        peeling=Peeling(rounds=2, sharpness=(5.0, 10.0), share=0.5),
-        lr=1e-2,
-        sharpness=(5.0, 8.0),
-        report_every=2,
+    go = partial(
+        peel,
+        objective,
+        draw_for(objective),
+        4,
+        Search(130, 1e-2, (5.0, 8.0)),
+        Peeling(rounds=2, sharpness_range=(5.0, 10.0), fresh=0.5),
     )
-    alone = peel(objective, draw_for(objective), 4, **options)
+    alone = go(Running(report_every=2))
 
     class Killed(Exception):
         pass
@@ -1009,8 +937,8 @@ def test_an_interrupted_peeling_goes_on_to_the_bit(tmp_path):
     checkpoint = Checkpoint(tmp_path / 'peel.safetensors', every_steps=2, every_seconds=None)
     for last in (10, 44, 52, 64, 90, 100, 124):
         with pytest.raises(Killed):
-            peel(objective, draw_for(objective), 4, checkpoint=checkpoint, callback=until(last), **options)
-    resumed = peel(objective, draw_for(objective), 4, checkpoint=checkpoint, **options)
+            go(Running(report_every=2, checkpoint=checkpoint, callbacks=[until(last)]))
+    resumed = go(Running(report_every=2, checkpoint=checkpoint))
     assert (
         torch.equal(alone.x, resumed.x)
         and torch.equal(alone.lam, resumed.lam)
@@ -1024,13 +952,13 @@ def test_an_interrupted_peeling_goes_on_to_the_bit(tmp_path):
     'kw, says',
     [
         (dict(rounds=-1), 'rounds=-1'),
-        (dict(share=0.0), 'share=0.0'),
-        (dict(share=1.5), 'share=1.5'),
+        (dict(fresh=0.0), 'fresh=0.0'),
+        (dict(fresh=1.5), 'fresh=1.5'),
         (dict(slow=0.0), 'slow=0.0'),
         (dict(keep=-1.0), 'keep=-1.0'),
         (dict(keep=float('inf')), 'keep=inf'),
-        (dict(sharpness=(5.0, 0.0)), 'sharpness='),
-        (dict(sharpness=(5.0,)), 'sharpness='),
+        (dict(sharpness_range=(5.0, 0.0)), 'sharpness_range='),
+        (dict(sharpness_range=(5.0,)), 'sharpness_range='),
     ],
 )
 def test_bad_peelings_are_named(kw, says):
@@ -1041,7 +969,7 @@ def test_bad_peelings_are_named(kw, says):
 def test_a_peeling_needs_a_step_for_each_part():
     objective, _, _ = random_problem()
     with pytest.raises(ValueError, match='steps=100'):
-        peel(objective, draw_for(objective), 4, steps=100, report_every=10)
+        peel(objective, draw_for(objective), 4, Search(100), running=Running(report_every=10))
 
 
 def test_warm_restarts_stay_in_range():

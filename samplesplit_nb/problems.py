@@ -305,7 +305,9 @@ def _lr_factor(e, steps, cycles):
 
 def _sharpen(e, steps):
     "Schedule of the softened ReLU"
-    return loo_sharpness if e.sharpness == 'loo' else geometric(*e.sharpness, steps)
+    if e.sharpness == 'loo': return loo_sharpness
+    first, last = e.sharpness
+    return geometric(first, last, steps)
 
 # %% ../nbs/support/problems.ipynb #5a9e0036
 def make_descent(

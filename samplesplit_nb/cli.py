@@ -658,12 +658,14 @@ def _reconstruct(args):
     e = setup.experiment
     say(f"attack: {args.preset or args.method}, k = {e.k}, {e.steps} steps, "
         f"{'no splitting' if setup.rule is None else 'with splitting'}")
+    x, lam = setup.start
     try:
         found = reconstruct(
-            setup.objective, *setup.start, reconstruct_options(e, e.k),
+            setup.objective, x, lam, reconstruct_options(e, e.k),
             Splitting(setup.rule, Every(e.period), Stop(events=e.splits)),
-            Running(seed=e.seed, progress='reconstruct',
-                    checkpoint=Checkpoint(out/'state.safetensors') if args.checkpoint else None))
+            Running(
+                seed=e.seed, progress='reconstruct',
+                checkpoint=Checkpoint(out/'state.safetensors') if args.checkpoint else None))
     except ReconstructionError as failed:
         _save_attack(args, out, setup, failed.last, say)
         raise ReconstructionError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
-from .checks import require
+from .checks import is_count, require
 
 # %% ../nbs/support/networks.ipynb #1bb7bb7a
 def _softplus(z, b):
@@ -20,10 +20,12 @@ def _softplus(z, b):
     if torch.is_tensor(b): return F.softplus(b*z, threshold=40)/b
     return F.softplus(z, beta=b, threshold=40)
 
+# %% ../nbs/support/networks.ipynb #ne000012
 @dataclass(frozen=True)
 class SmoothReLU:
-    "`softplus(b t) / b`, which tends to ReLU as the sharpness b grows (Loo et al. 2024); `sharpness=None` is ReLU itself; ValueError unless positive and finite"
-    sharpness:float|Tensor|None=None # b, in 1 / units of the pre-activation; None: exact ReLU; a scalar tensor (not checked) where it changes inside a compiled step
+    "softplus(b t) / b, near ReLU for large b (Loo et al. 2024); ValueError unless b > 0"
+    # in 1 / units of the pre-activation; a scalar tensor is not checked
+    sharpness:float|Tensor|None=None # b, a number or a scalar tensor; None: exact ReLU
     def __post_init__(self):
         b = self.sharpness
         ok = b is None or torch.is_tensor(b) or 0 < b < float('inf')
@@ -41,8 +43,9 @@ class SmoothReLU:
 # %% ../nbs/support/networks.ipynb #3a948bc1
 @dataclass(frozen=True)
 class SurrogateReLU:
-    "ReLU whose derivative is replaced by `sigmoid(a t)` (Haim et al. 2022, Buzaglo et al. 2024: a = 19 to 150)"
-    sharpness:float|Tensor # a number or scalar tensor a, in 1 / units of the pre-activation, as in `SmoothReLU`; ValueError unless positive and finite
+    "ReLU whose derivative is sigmoid(a t) (Haim et al. 2022, Buzaglo et al. 2024)"
+    # in 1 / units of the pre-activation; a scalar tensor is not checked
+    sharpness:float|Tensor # a, a number or a scalar tensor; ValueError unless positive, finite
     def __post_init__(self):
         a = self.sharpness
         ok = a is not None and (torch.is_tensor(a) or 0 < a < float('inf'))
@@ -55,6 +58,13 @@ class SurrogateReLU:
     def slope(self, z:Tensor)->Tensor: # same shape as z, in [0, 1]
         "What autograd takes for its derivative, itself differentiable"
         return torch.sigmoid(self.sharpness*z)
+
+# %% ../nbs/support/networks.ipynb #ne000013
+def _horner(coefficients, z):
+    "The polynomial at z, elementwise, without powers"
+    value = torch.full_like(z, coefficients[-1])
+    for c in reversed(coefficients[:-1]): value = value*z + c
+    return value
 
 # %% ../nbs/support/networks.ipynb #8d20f6b3
 @dataclass(frozen=True)
@@ -92,55 +102,54 @@ class Polynomial:
         "Its derivative, itself differentiable"
         return _horner([k*c for k, c in enumerate(self.coefficients)][1:], z)
 
-def _horner(coefficients, z):
-    "The polynomial at z, elementwise, without powers"
-    value = torch.full_like(z, coefficients[-1])
-    for c in reversed(coefficients[:-1]): value = value*z + c
-    return value
+# %% ../nbs/support/networks.ipynb #ne000016
+def _check_mlp(widths, bias, init):
+    "ValueError for settings that make no network"
+    require(len(widths) >= 2 and all(is_count(w, 1) for w in widths), 'widths', list(widths),
+            'at least two positive integers', 'for example [784, 1000, 1000, 1]')
+    require(bias in ('all', 'first', 'none'), 'bias', repr(bias),
+            "'all', 'first' or 'none'", "use 'all' for the NTK attack")
+    require(init in ('lecun', 'pytorch')
+            or (isinstance(init, float) and 0 < init < math.inf), 'init', repr(init),
+            "'lecun', 'pytorch' or a positive finite float",
+            'for example 1e-4 for the KKT attack')
+
+# %% ../nbs/support/networks.ipynb #ne000018
+def _draw(layers, init, generator):
+    "Draw each layer's weight, then its bias"
+    for i, layer in enumerate(layers):
+        bound = layer.in_features**-0.5
+        parts = [p for p in (layer.weight, layer.bias) if p is not None]
+        if init == 'lecun':
+            nn.init.normal_(layer.weight, std=bound, generator=generator)
+            for p in parts[1:]: nn.init.zeros_(p)
+        elif init == 'pytorch' or i:
+            for p in parts: nn.init.uniform_(p, -bound, bound, generator=generator)
+        else:
+            for p in parts: nn.init.normal_(p, std=init, generator=generator)
 
 # %% ../nbs/support/networks.ipynb #87eba88a
 class MLP(nn.Module):
-    "Perceptron with the given layer widths; parameters in the order weight, bias, weight, bias, ...; ValueError for impossible settings"
+    "Perceptron with the given widths; its parameters are weight, bias, weight, bias, ..."
     layers:Sequence[nn.Linear] # a ModuleList, so that torch finds the parameters
     def __init__(self,
-        widths:list, # [d, m_1, ..., outputs], at least two positive integers; ValueError otherwise
+        widths:list, # [d, m_1, ..., outputs], two whole numbers or more; ValueError otherwise
         activation=SmoothReLU(), # has `__call__` and `slope`, elementwise
         bias:str='all', # biases in 'all' layers, the 'first' only (Haim et al. 2022) or 'none'
         seed:int=0, # of the random weights
         dtype=torch.float32,
         device='cpu',
-        init:str|float='lecun'): # 'lecun', 'pytorch', or the first layer's standard deviation, e.g. 1e-4; ValueError otherwise
+        init:str|float='lecun'): # 'lecun', 'pytorch', or the first layer's deviation, 1e-4
         super().__init__()
-        require(len(widths) >= 2 and all(isinstance(w, int) and w >= 1 for w in widths),
-                'widths', list(widths),
-                'at least two positive integers', 'for example [784, 1000, 1000, 1]')
-        require(bias in ('all', 'first', 'none'), 'bias', repr(bias),
-                "'all', 'first' or 'none'", "use 'all' for the NTK attack")
-        require(init in ('lecun', 'pytorch')
-                or (isinstance(init, float) and 0 < init < math.inf), 'init', repr(init),
-                "'lecun', 'pytorch' or a positive finite float",
-                'for example 1e-4 for the KKT attack')
+        _check_mlp(widths, bias, init)
         self.widths, self.activation, self.bias = list(widths), activation, bias
         has = lambda i: bias == 'all' or (bias == 'first' and i == 0)
-        self.layers = nn.ModuleList([ # type: ignore[assignment] # torch does not say what is in it
+        self.layers = nn.ModuleList([ # type: ignore[assignment] # it may hold any module
             nn.utils.skip_init(nn.Linear, a, b, bias=has(i))
             for i, (a, b) in enumerate(zip(widths, widths[1:]))])
-        self._reset(init, torch.Generator().manual_seed(seed))
-        self.to(dtype=dtype, device=device)
-
-    def _reset(self, init, generator):
-        "Draw each layer's weight, then its bias, in float64"
         self.to(torch.float64)
-        for i, layer in enumerate(self.layers):
-            bound = layer.in_features**-0.5
-            parts = [p for p in (layer.weight, layer.bias) if p is not None]
-            if init == 'lecun':
-                nn.init.normal_(layer.weight, std=bound, generator=generator)
-                for p in parts[1:]: nn.init.zeros_(p)
-            elif init == 'pytorch' or i:
-                for p in parts: nn.init.uniform_(p, -bound, bound, generator=generator)
-            else:
-                for p in parts: nn.init.normal_(p, std=init, generator=generator)
+        _draw(self.layers, init, torch.Generator().manual_seed(seed))
+        self.to(dtype=dtype, device=device)
 
     def forward(self, x:Tensor)->Tensor: # (k, outputs) from x (k, d)
         "The network's outputs Phi(theta; x)"
@@ -158,7 +167,7 @@ def flat_parameters(
 def is_homogeneous(
     model:nn.Module # an `MLP`, or any module
 )->bool|None: # None for a module that is no `MLP`: not known
-    "Does a common factor of all weights become a power of it in the output, whatever the input?"
+    "Does a common factor of all weights become a power of it in the output?"
     if not isinstance(model, MLP): return None
     if len(model.layers) == 1: return True # there is no activation, and the bias is the first
     act = model.activation
@@ -170,6 +179,7 @@ def _natural(name): # 'fc10' after 'fc2'
     return [(int(part), '') if part.isdigit() else (-1, part)
             for part in re.split(r'(\d+)', name)]
 
+# %% ../nbs/support/networks.ipynb #ne000022
 def _dense_layers(weights):
     "[(name, weight, bias or None)] in order; ValueError for anything else among the weights"
     deep = [f'{name} {tuple(w.shape)}' for name, w in weights.items() if w.ndim > 2]
@@ -204,6 +214,7 @@ def _check_chain(layers):
             f'<{", ".join(sorted(map(str, dtypes)))}>', 'of one floating dtype',
             'save model.float().state_dict()')
 
+# %% ../nbs/support/networks.ipynb #ne000025
 def _bias_pattern(layers):
     "'all', 'first' or 'none'"
     has = [b is not None for _, _, b in layers]
@@ -211,14 +222,15 @@ def _bias_pattern(layers):
                             ('first', [True] + [False]*(len(has) - 1))):
         if has == wanted: return pattern
     which = ', '.join(name for name, _, b in layers if b is not None)
-    require(False, 'biases', f'<beside {which}>', 'in all layers, in the first only, or in none',
+    require(False, 'biases', f'<beside {which}>',
+            'in all layers, in the first only, or in none',
             'load them into your own module (on the command line: --module pkg:factory)')
 
 # %% ../nbs/support/networks.ipynb #58e5d96c
 def mlp_from_weights(
-    weights:dict, # name -> tensor, e.g. from `samplesplit_nb.storage.load_weights`
+    weights:dict, # name -> tensor, e.g. from `load_weights`
     activation=SmoothReLU() # not in the weights: exact ReLU unless you say otherwise
-)->MLP: # in the dtype and on the device of the weights; ValueError for anything but dense layers that fit together
+)->MLP: # in the weights' dtype, on their device; ValueError unless dense layers that fit
     "The perceptron with these weights; widths and biases inferred from names and shapes"
     layers = _dense_layers(weights)
     _check_chain(layers)

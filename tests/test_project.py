@@ -101,7 +101,8 @@ def test_layers_call_downwards_only():
     below['figures'] = ['checks', 'metrics', 'records']
     beyond = 'inversion', 'peeling'
     theory = 'tangents', 'identifiability', 'objectives', 'descent', 'splitting'
-    below['runs'] = [*floor, *theory, *beyond, 'presets', 'training', 'settings', 'records']
+    below['problems'] = [*floor, 'descent', 'objectives', 'settings', 'splitting', 'training']
+    below['runs'] = [*floor, 'problems', *theory, *beyond, 'presets', 'training', 'settings', 'records']
     below['search'] = [*below['runs'], 'runs']
     below['studies'] = [*below['search'], 'search']
     below['claims'] = [*below['studies'], 'studies', 'figures']

@@ -18,7 +18,7 @@ import scipy.linalg, scipy.optimize, scipy.sparse.linalg
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from .checks import require, require_finite
+from .checks import is_count, require, require_finite
 
 # %% ../nbs/support/decomposition.ipynb #dec00008
 def require_degree(
@@ -26,8 +26,7 @@ def require_degree(
     least:int=1 # the smallest that makes sense
 )->None: # ValueError otherwise
     "Raise a `ValueError` unless the degree is a whole number, at least `least`"
-    require(isinstance(degree, int) and degree >= least, 'degree', degree,
-            f'a whole number >= {least}',
+    require(is_count(degree, least), 'degree', degree, f'a whole number >= {least}',
             'degrees 1 and 2 do not determine the samples' if least == 3
             else 'the activation is t^degree')
 
@@ -82,9 +81,9 @@ class RankFactor(NamedTuple):
 # %% ../nbs/support/decomposition.ipynb #d48c150d
 def rank_factor(
     K:Tensor, # (m, m) positive semidefinite
-    rtol:float=1e-9 # pivots below this times the largest count as zero; chosen in 00, "A map"
+    rtol:float=1e-9 # pivots below this times the largest count as zero; chosen here, see 00
 )->RankFactor: # L (m, rank), order (m,), rank
-    "Pivoted Cholesky factor (LAPACK's dpstrf): reveals the rank ten times faster than eigenvalues"
+    "Pivoted Cholesky factor (dpstrf): the rank, ten times faster than by eigenvalues"
     factor, order, rank, _ = scipy.linalg.lapack.dpstrf(
         K.numpy(), tol=rtol*K.diagonal().max().item(), lower=1)
     return RankFactor(torch.from_numpy(factor)[:, :rank].tril(),
@@ -104,7 +103,7 @@ def _solve_psd(K, F):
 # %% ../nbs/support/decomposition.ipynb #dec00012
 class Interpolation(NamedTuple):
     "A tensor that takes the given values, and whether it is the only one"
-    tensor:SymmetricTensor
+    tensor:SymmetricTensor # the smallest that does
     rank:int # of the linear equations
     needed:int # rank at which they have one solution
 
@@ -125,7 +124,7 @@ def interpolate_symmetric(
     F:Tensor, # (m, r) values f(u_j)
     degree:int # alpha >= 3
 )->Interpolation: # ValueError if it is too large
-    "The symmetric tensor of smallest norm whose gradient map takes the given values; beyond the paper"
+    "The smallest symmetric tensor whose gradient map takes the given values; beyond the paper"
     m, r = U.shape
     require(m*r <= 12_000, 'm r', m*r, 'at most 12000 (a dense matrix of 1.2 GB)',
             "use interpolation='kernel', or fewer neurons")
@@ -150,13 +149,13 @@ def _gap(values): # of (2, r) homogeneous eigenvalues
 
 # %% ../nbs/support/decomposition.ipynb #dfff3788
 def simultaneous_diagonalisation(
-    tensor:SymmetricTensor,
+    tensor:SymmetricTensor, # with independent terms
     pairs:int=10, # random pairs of slices; that with the best separated eigenvalues is kept
     seed:int=0
-)->Tensor: # (r, r) unit rows: samples up to order and sign; nan if two slices share a null vector
+)->Tensor: # (r, r) unit rows, up to order and sign; nan if two slices share a null vector
     "The rank-one terms of a tensor with linearly independent terms (paper, A.2 step 2)"
     g, r = torch.Generator().manual_seed(seed), tensor.U.shape[1]
-    best, Y, M = -1., None, None
+    best, Y, M = -1., torch.empty(0), torch.empty(0)
     for _ in range(pairs):
         M1, M2 = (tensor.slice(torch.randn(r, generator=g, dtype=torch.float64))
                   for _ in range(2))
@@ -169,7 +168,7 @@ def simultaneous_diagonalisation(
 
 # %% ../nbs/support/decomposition.ipynb #6af0e29a
 def dual_coefficients(
-    tensor:SymmetricTensor,
+    tensor:SymmetricTensor, # sum_i b_i x_i x ... x x_i
     X:Tensor # (r, r) linearly independent rows
 )->Tensor: # (r,) b_i = T(x_i*, ..., x_i*)
     "Coefficients of the rank-one terms with directions X"
@@ -191,7 +190,7 @@ class Matching:
     degree:int # alpha
 
     def apply(self, X_hat:Tensor, b_hat:Tensor)->Terms: # X (n, d), b (n,)
-        "The recovered samples X_hat (k, d), b_hat (k,) in the order and sign of the true ones; ValueError if one has none"
+        "X_hat (k, d), b_hat (k,) in the true order and sign; ValueError if one has no partner"
         require(bool((self.index >= 0).all()), 'index', '<some samples unmatched>',
                 'complete', 'recover at least as many samples as there are')
         return Terms(self.sign[:, None]*X_hat[self.index],
@@ -200,8 +199,9 @@ class Matching:
 # %% ../nbs/support/decomposition.ipynb #dec00021
 def _distances(X, X_hat):
     "Distances (n, k) of the rows of X to those of X_hat, and to their negatives"
-    exact = dict(compute_mode='donot_use_mm_for_euclid_dist')
-    return torch.cdist(X, X_hat, **exact), torch.cdist(X, -X_hat, **exact)
+    exact = 'donot_use_mm_for_euclid_dist'
+    return (torch.cdist(X, X_hat, compute_mode=exact),
+            torch.cdist(X, -X_hat, compute_mode=exact))
 
 # %% ../nbs/support/decomposition.ipynb #dec00022
 def match_samples(
@@ -227,7 +227,7 @@ def match_samples(
 
 # %% ../nbs/support/decomposition.ipynb #dec00025
 def _joint_update(D): # (r, r) from D (slices, r, r), nearly diagonal
-    "The matrix E for which (I + E) D_k (I + E)' is most nearly diagonal, to first order, for all k"
+    "E for which (I + E) D_k (I + E)' is most nearly diagonal, to first order, for all k"
     d = D.diagonal(dim1=1, dim2=2)                         # (slices, r)
     z, y = d.T @ d, torch.einsum('kj,kij->ij', d, D)
     determinant = torch.outer(z.diagonal(), z.diagonal()) - z**2
@@ -236,13 +236,13 @@ def _joint_update(D): # (r, r) from D (slices, r, r), nearly diagonal
 
 # %% ../nbs/support/decomposition.ipynb #07a80ca8
 def joint_diagonalisation(
-    tensor:SymmetricTensor,
+    tensor:SymmetricTensor, # with r independent terms
     X:Tensor, # (r, r) start: linearly independent unit rows
     slices:int=20, # random slices
     sweeps:int=20, # at most
     seed:int=1 # of the slices
 )->Tensor: # (r, r) unit rows
-    "The basis in which many slices of the tensor are as diagonal as possible at once (Ziehe et al. 2004)"
+    "The basis in which many slices are as diagonal as possible at once (Ziehe et al. 2004)"
     g, r = torch.Generator().manual_seed(seed), X.shape[1]
     M = torch.stack([tensor.slice(torch.randn(r, generator=g, dtype=torch.float64))
                      for _ in range(slices)])
@@ -319,7 +319,7 @@ def gauss_newton(
     degree:int, # alpha
     steps:int=30 # at most; stops when the residual no longer halves
 )->Terms: # X (n, r), b (n,)
-    "Refine samples on sum_i b_i (x_i . u_j)^(degree-1) x_i = f_j, in the least-squares sense; beyond the paper"
+    "Solve sum_i b_i (x_i . u_j)^(degree-1) x_i = f_j by least squares; beyond the paper"
     sign, Z = b.sign(), X*b.abs()[:, None]**(1/degree)
     weight = 1/torch.linalg.vector_norm(F, dim=1, keepdim=True)
     residual = lambda Z: weight*(F - (sign*(U @ Z.T)**(degree-1)) @ Z)
@@ -338,7 +338,7 @@ def gauss_newton(
 def pivot_rows(
     U:Tensor # (m, r) unit rows
 )->Tensor: # (r,) which rows
-    "Rows that are far from dependent: where each sample has a neuron of its own, nearly the samples"
+    "Rows far from dependent: nearly the samples, where each has a neuron of its own"
     _, order = scipy.linalg.qr(U.T.numpy(), mode='r', pivoting=True)
     return torch.from_numpy(order[:U.shape[1]].astype(np.int64))
 
@@ -365,11 +365,11 @@ def decompose(
     U:Tensor, # (m, r) unit rows
     F:Tensor, # (m, r) values f(u_j)
     degree:int, # alpha >= 3
-    misfit:Callable, # misfit(X, b): how badly terms (r, r), (r,) explain the data; smallest wins
+    misfit:Callable, # misfit(X, b): how badly terms (r, r), (r,) explain the data
     interpolation:str='kernel', # a name in `INTERPOLATIONS`
     refine:bool=True # Gauss-Newton
 )->Decomposition: # ValueError for another interpolation
-    "The rank-one terms behind values of a gradient map, from the best of one or two starting points"
+    "The rank-one terms behind values of a gradient map, with the smallest misfit found"
     require(interpolation in INTERPOLATIONS, 'interpolation', repr(interpolation),
             f'one of {sorted(INTERPOLATIONS)}', "use 'kernel', the paper's")
     tensor, rank, needed = INTERPOLATIONS[interpolation](U, F, degree)

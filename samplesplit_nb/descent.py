@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from .checks import is_count, require
 from .objectives import ReconstructionObjective
 from .optimisers import (
-    OPTIMIZERS, inherit_state, optimiser_state, restore_optimiser)
+    inherit_state, optimiser_state, optimizer, restore_optimiser)
 from .storage import Checkpoint, Keeper, digest
 from .tables import Table, table
 
@@ -36,9 +36,7 @@ def _check_descent(d):
     require(d.lr_multipliers is None or _is_number(d.lr_multipliers, 0), 'lr_multipliers',
             d.lr_multipliers, 'None, or a finite number, at least 0',
             'None eliminates the multipliers')
-    require(callable(d.optimizer) or d.optimizer in OPTIMIZERS, 'optimizer', repr(d.optimizer),
-            f'one of {list(OPTIMIZERS)}, or a function from parameter groups to an optimiser',
-            "try 'adam'")
+    optimizer(d.optimizer) # its own check
     for name in ('lr_factor', 'sharpen'):
         value = getattr(d, name)
         require(value is None or callable(value), name, repr(value),
@@ -62,8 +60,7 @@ class Descent:
         groups # tensors or parameter groups, as for any torch optimiser
     )->torch.optim.Optimizer:
         "A fresh optimiser; its name is looked up now, so a new entry of `OPTIMIZERS` counts"
-        make = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
-        return make(groups)
+        return optimizer(self.optimizer)(groups)
 
 # %% ../nbs/support/descent.ipynb #de5c0014
 def _listeners(callbacks, name):
@@ -111,7 +108,7 @@ class History:
     num_candidates:list=field(default_factory=list) # k
     seconds:list=field(default_factory=list) # since the start, callbacks excluded
 
-    def add(self, *report)->None:
+    def add(self, *report:float)->None:
         "One more `report`: a number for each field, in this order"
         pairs = list(zip(vars(self).values(), report, strict=True))
         for entries, new in pairs: entries.append(new)
@@ -222,7 +219,8 @@ class _Rows:
 
     def start(self, x:Tensor, lam:Tensor)->None: # (k, d) and (k,) or (k, outputs); not copied
         "Go on from `x` and `lam` with a fresh optimiser"
-        self.x, self.lam, self.value = x, lam, None
+        self.x, self.lam = x, lam
+        self.value:Any = None # of the objective here, once it is known
         groups = [dict(params=[x], lr=self.descent.lr)]
         if not self.eliminated:
             groups.append(dict(params=[lam], lr=self.descent.lr_multipliers))
@@ -259,6 +257,10 @@ class Candidates(_Rows):
             if self.eliminated: self.lam.copy_(other)
             else: self.lam.grad = other
         return self.value
+
+    def slope(self)->float: # nan before the first evaluation
+        "|grad_x| where it was last evaluated"
+        return math.nan if self.x.grad is None else self.x.grad.norm().item()
 
     def step(self, objective, sharpness:float|None=None, factor:float=1.)->None:
         "One step of the optimiser at that `sharpness`, its learning rates scaled by `factor`"
@@ -351,7 +353,7 @@ class _Reporting(_Recorded):
     def report(self)->bool: # does a callback want to stop?
         "One more entry of the history, told to all who listen"
         c, loss = self.candidates, self.evaluate()
-        self.history.add(self.step, loss, c.x.grad.norm().item(), len(c.x), self.clock())
+        self.history.add(self.step, loss, c.slope(), len(c.x), self.clock())
         self.last = replace(self.result('under way'), x=c.x.clone(), lam=c.lam.clone())
         if self.bar is not None: self.bar(self.step, loss, k=len(c.x))
         return self.tell('report', self.step, loss, c.x, c.lam)
@@ -386,6 +388,8 @@ def _identity(objective, x, lam, descent, running, others):
 # %% ../nbs/support/descent.ipynb #de5c0065
 class _Kept(_Reporting):
     "And what a checkpoint holds of it"
+    generator:torch.Generator # of the random numbers of splitting events
+
     def state(self, result=None)->dict: # the sentence about its end, None before
         "Everything that the rest of the run depends on, and what it has recorded"
         c = self.candidates
@@ -396,7 +400,8 @@ class _Kept(_Reporting):
 
     def restore(self, state:dict)->None:
         "The inverse of `state`"
-        here = lambda v: v.to(self.candidates.x.device) if torch.is_tensor(v) else v
+        device = self.candidates.x.device
+        def here(v)->Any: return v.to(device) if torch.is_tensor(v) else v
         self.step, self.seconds = state['step'], state['seconds']
         self.origins = here(state['origins'])
         self.candidates.start(here(state['x']), here(state['lam']))

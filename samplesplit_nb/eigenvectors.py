@@ -32,7 +32,9 @@ def _reduced(X, b, degree):
 
 # %% ../nbs/support/eigenvectors.ipynb #9ee6df80
 def _start_points(h, s, sign, degree, largest):
-    "Real solutions t (., r) of s t^(degree-1) = sign h t that use at most `largest` samples, one of t and -t"
+    """Real solutions t (., r) of s t^(degree-1) = sign h t, one of t and -t
+
+    At most `largest` samples are used."""
     r, even = len(h), degree % 2 == 0
     usable = [i for i in range(r) if not even or s[i]*sign > 0]
     root, points = h**(1/(degree - 2)), []
@@ -47,7 +49,7 @@ def _start_points(h, s, sign, degree, largest):
 
 # %% ../nbs/support/eigenvectors.ipynb #c0de0009
 def _complex_start_points(h, s, sign, degree, gamma):
-    "All nonzero complex solutions t (., r) of s t^(degree-1) = sign gamma h t, one of t and -t"
+    "All nonzero complex solutions (., r) of s t^(degree-1) = sign gamma h t, one of t and -t"
     q = degree - 2
     roots = torch.exp(2j*math.pi/q*torch.arange(-1, q)).to(torch.complex128); roots[0] = 0
     which = torch.cartesian_prod(*[torch.arange(q + 1)]*len(h)).view(-1, len(h))[1:]

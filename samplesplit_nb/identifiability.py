@@ -46,8 +46,8 @@ def kkt_residual(
     X:Tensor, # (n, d) samples
     b:Tensor, # (n,) signed coefficients b_i = lambda_i y_i
     degree:int # alpha >= 1, of the activation t^alpha
-)->float: # |theta - sum_i b_i grad Phi(theta; x_i)| / |theta|; ValueError for bad shapes or nan
-    "How far (a, W) is from KKT stationarity on the data (paper, section 4.2), relative to the weights"
+)->float: # |theta - sum_i b_i grad Phi(theta; x_i)| / |theta|; ValueError: bad shapes or nan
+    "How far (a, W) is from KKT stationarity on the data (paper, section 4.2), relative"
     require_degree(degree); require_network(a, W); _require_samples(X, b, W.shape[1])
     a, W, X, b = (z.double() for z in (a, W, X, b))
     t = W @ X.T
@@ -75,7 +75,7 @@ def neurons_from_eigenpairs(
 
 # %% ../nbs/00_identifiability.ipynb #7b9af414
 def _unit_rows(W):
-    "Directions (m', d) of the neurons that are not negligible (a thousandth of the longest), and which these are (m,)"
+    "Directions (m', d) of the neurons over 1/1000 of the longest, and which these are (m,)"
     length = W.norm(dim=1)
     keep = length > 1e-3*length.max()
     require(bool(keep.any()), '|W_j|', 0., 'positive for some neuron j',
@@ -94,7 +94,7 @@ def interpolation_rank(
     degree:int, # alpha >= 1
     rtol:float=1e-8 # of the span of W
 )->InterpolationRank: # ValueError for bad shapes or nan
-    "Rank of the kernel matrix K_pq = (W_p . W_q)^(degree-1) and the rank needed, condition (4.2), in the dimension r = dim span(W)"
+    "Rank of K_pq = (W_p . W_q)^(degree-1) and rank needed, condition (4.2) in dim span(W)"
     require_degree(degree); require_network(W.new_zeros(len(W)), W)
     U, _ = _unit_rows(W.double())
     Q = row_basis(U, rtol=rtol)
@@ -125,8 +125,8 @@ def make_kkt(
     b:Tensor, # (r,) signed coefficients b_i = lambda_i y_i, none zero
     degree:int, # alpha >= 3
     max_paths:int=5000 # up to (degree-1)^r = max_paths, all eigenvectors are enumerated
-)->KKTPoint: # unpacks as a, W; ValueError for dependent rows, zero coefficients, nan, wrong shapes
-    "An exact KKT point of the two-layer network with activation t^degree, one neuron per real eigenvector of the moment tensor"
+)->KKTPoint: # unpacks as a, W; ValueError: dependent rows, zeros in b, nan, wrong shapes
+    "An exact KKT point: one neuron per real eigenvector of the moment tensor"
     require_degree(degree, 3); _require_samples(X, b)
     U, mu, Q, complete = tensor_eigenpairs(X.double(), b.double(), degree, max_paths)
     a, W = neurons_from_eigenpairs(U, mu, degree)
@@ -169,7 +169,7 @@ class Recovery:
 
 # %% ../nbs/00_identifiability.ipynb #d9bd41af
 def _eigenpairs(a, W, degree):
-    "The neurons that carry information, as (unit directions (m', d), eigenvalues (m',), lengths (m',))"
+    "Neurons that carry information: unit directions (m', d), eigenvalues (m',), lengths (m',)"
     require(bool((a != 0).any()), 'a', '<all zero>', 'nonzero for some neuron',
             'a network of zeros knows nothing')
     U, keep = _unit_rows(W)
@@ -188,7 +188,7 @@ def recover(
     r:int|None=None, # number of samples; None: dimension of the neurons' span
     rtol:float=1e-8 # of that dimension; larger for rounded weights
 )->Recovery: # ValueError for wrong shapes, nan, degree < 3, a network of zeros
-    "The margin samples of a two-layer network with activation t^degree at a KKT point (Theorem 4.1, corrected)"
+    "The margin samples of a two-layer network at a KKT point (Theorem 4.1, corrected)"
     require_degree(degree, 3); require_network(a, W)
     a, W = a.double(), W.double()
     U, mu, _ = _eigenpairs(a, W, degree)
@@ -225,10 +225,12 @@ def recover_trained(
     a:Tensor, # (m,) output weights of a trained network
     W:Tensor, # (m, d) neurons
     degree:int, # alpha >= 3
-    angle:float=1e-3, # radians; closer neurons count as one; about 0.3 after mere gradient descent
+    angle:float=1e-3, # radians; closer neurons count as one; 0.3 after mere gradient descent
     rtol:float=1e-6 # of the dimension of the neurons' span
 )->Recovery: # never certified unique; ValueError as `recover`
-    "Samples of a network trained to a KKT point, by a nonlinear solve that starts from its neurons; exact where every sample has a neuron of its own. Beyond the paper"
+    """Samples of a network trained to a KKT point, solved from its neurons; beyond the paper
+
+    Exact where every sample has a neuron of its own."""
     require_degree(degree, 3); require_network(a, W)
     a, W = a.double(), W.double()
     U, mu, length = _eigenpairs(a, W, degree)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .checks import require, require_finite
+from .checks import is_count, require, require_finite
 from .decomposition import decompose, require_degree, row_basis
 from .identifiability import Recovery, require_network
 from .networks import MLP
@@ -35,8 +35,8 @@ def recover_from_gradient(
     refine:bool=True, # Gauss-Newton
     r:int|None=None, # number of samples; None: numerical rank of dW
     rtol:float=1e-8 # of that rank; about 1e-5 for float32
-)->Recovery: # unit rows; b_i includes |x_i|^degree; ValueError for wrong shapes, nan, zero step
-    "The samples behind one full-batch gradient of a two-layer network with activation t^degree at known weights (equation 1); beyond the paper"
+)->Recovery: # unit rows; b_i includes |x_i|^degree; ValueError: wrong shapes, nan, zero step
+    "The samples behind one full-batch gradient of a two-layer network at known weights"
     require_degree(degree, 3); require_network(a0, W0); _require_step(a0, W0, dW)
     a0, W0, dW = a0.double(), W0.double(), dW.double()
     Q = row_basis(dW, r, rtol)
@@ -65,10 +65,12 @@ def _end(G):
     "The last sharp drop of the singular values of a matrix, or the largest if none is sharp"
     G = G[(G != 0).any(1)][:, (G != 0).any(0)]
     values = torch.linalg.svdvals(G)
-    values = torch.cat([values, values.new_zeros(1)]).clamp_min(1e-15*values[0]) # below is rounding
-    most = max(int(.9*(len(values) - 1)), 1) # the last ones of a square matrix of noise fall by themselves
-    drop = (values[:-1]/values[1:])[:most]
-    sharp = (drop >= max(_SHARP, drop.max().item()**.5)).nonzero()[:, 0] # the largest, or one like it after it
+    # below is rounding
+    values = torch.cat([values, values.new_zeros(1)]).clamp_min(1e-15*values[0])
+    # the last ones of a square matrix of noise fall by themselves
+    drop = (values[:-1]/values[1:])[:max(int(.9*(len(values) - 1)), 1)]
+    # the largest, or one like it after it
+    sharp = (drop >= max(_SHARP, drop.max().item()**.5)).nonzero()[:, 0]
     at = int(sharp[-1] if len(sharp) else drop.argmax())
     return _End(at + 1, drop[at].item())
 
@@ -93,8 +95,8 @@ class _FirstLayers:
     def parts(self, gradient): # [(m, d+1), (m_2, m+1)]
         "The gradients of the first two layers, that of the bias as a last column"
         gradient = [g.detach().to(self.W) for g in gradient]
-        G1 = torch.cat([gradient[0], gradient[1][:, None]], 1)
-        return G1, torch.cat([gradient[2], gradient[3][:, None]], 1) if self.bias else gradient[2]
+        with_bias = lambda i: torch.cat([gradient[i], gradient[i+1][:, None]], 1)
+        return with_bias(0), with_bias(2) if self.bias else gradient[2]
 
 # %% ../nbs/beyond/inversion.ipynb #14be000c
 class _Triplets(NamedTuple):
@@ -157,7 +159,7 @@ class _SmallProblem:
 
 # %% ../nbs/beyond/inversion.ipynb #14be0013
 def _fit(layers, V, Q, starts, iterations, enough=1e-7): # x (k, d+1), distances (k,)
-    "Levenberg-Marquardt on (3) from every start; distances of the activations are relative to |h|"
+    "Levenberg-Marquardt on (3) from every start; distances are relative to |h|"
     problem = _SmallProblem(layers, V, Q)
     now = problem.at(problem.coordinates(starts))
     damping = now.q.new_full((len(now.q),), .1)
@@ -175,7 +177,7 @@ def _fit(layers, V, Q, starts, iterations, enough=1e-7): # x (k, d+1), distances
 
 # %% ../nbs/beyond/inversion.ipynb #14be0014
 def _starts(layers, G, count, scale, generator): # (count, d+1)
-    "Random combinations of the rows of G, that is of the samples, scaled to pre-activations of that size"
+    "Random combinations of the rows of G, scaled to pre-activations of that size"
     x = torch.randn(count, len(G), generator=generator, dtype=torch.float64).to(G) @ G
     x[:, -1] = 0
     size = (x @ layers.W.T).square().mean(1, keepdim=True).sqrt().clamp_min(1e-300)
@@ -185,18 +187,20 @@ def _starts(layers, G, count, scale, generator): # (count, d+1)
 
 # %% ../nbs/beyond/inversion.ipynb #a2f42b51
 def _distinct(x, least): # places of rows (k, d+1), in order
-    "Rows no nearer to an earlier one than `least` times their norm, which their last entry of 1 keeps from zero"
-    near = torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist') <= least*x.norm(dim=1)
+    "Rows no nearer to an earlier one than `least` times their norm"
+    size = x.norm(dim=1) # never zero, as the last entry is 1
+    near = torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist') <= least*size
     kept:list = []
     for i in range(len(x)):
         if not near[kept, i].any(): kept.append(i)
     return torch.tensor(kept, dtype=torch.long, device=x.device)
 
 # %% ../nbs/beyond/inversion.ipynb #14be0015
-_OUTSIDE = .1 # largest part of a certain signal outside its span: a neuron or two at their kink may be on the wrong side
+# largest part of a certain signal outside its span: a neuron or two may be across their kink
+_OUTSIDE = .1
 
 class _Certain(NamedTuple):
-    "Which candidates are certain, and the products delta' h that they add to the two gradients"
+    "Which candidates are certain, and the products delta' h that they add to the gradients"
     places:Tensor # (j,) which of the candidates
     deltas:list # [(j, m), (j, m_2)]
     inputs:list # [(j, d+1), (j, m+1)]
@@ -207,8 +211,9 @@ def _certain(layers, x, factors):
     z = x @ layers.W.T
     inputs, deltas = (x, layers.hidden(z)), _signals(layers, z)
     U, values, V = factors[1]
-    # of dependent samples the first gradient has fewer directions than signals: nothing to test
-    outside = [d - d @ t.U @ t.U.T for d, t in zip(deltas, factors) if len(t.values) >= len(values)]
+    # of dependent samples the first gradient has fewer directions than signals: no test
+    outside = [d - d @ t.U @ t.U.T for d, t in zip(deltas, factors)
+               if len(t.values) >= len(values)]
     c = torch.linalg.eigh(sum(o @ o.mT for o in outside))[1][:, None, :, 0]
     signals = [(c @ d)[:, 0] for d in deltas]
     part = torch.stack([(c @ o)[:, 0].norm(dim=1)/s.norm(dim=1).clamp_min(1e-300)
@@ -249,8 +254,9 @@ def _require_room(layers, plan, inside, given):
     name, value, most = (('samples', plan.samples, min(neurons//2, inside)) if given is None
                          else ('directions', given, room))
     require(s <= room, name, value,
-            f'at most {most} with hidden layers of {m} and {len(layers.deeper[0][0])} neurons: '
-            f'{r - 1} unknowns per sample need more equations than the {neurons - s} there are',
+            f'at most {most} with hidden layers of {m} and {len(layers.deeper[0][0])} '
+            f'neurons: {r - 1} unknowns per sample need more equations than the '
+            f'{neurons - s} there are',
             'use a wider network, or fewer directions')
 
 # %% ../nbs/beyond/inversion.ipynb #14be001d
@@ -289,7 +295,8 @@ class _Search:
         "One round"
         starts = _starts(self.layers, self.left[0] @ self.V.T,
                          count or min(max(self.missing(), 20), 50), scale, generator)
-        x, distance = _fit(self.layers, *self.spans(), starts, iterations)
+        V, Q = self.spans()
+        x, distance = _fit(self.layers, V, Q, starts, iterations)
         order = distance.argsort()
         order = order[distance[order] < self.plan.accept]
         self.keep(x[order], distance[order])
@@ -353,7 +360,7 @@ def _multipliers(layers, x, gradients): # (k, outputs)
     right = torch.stack([torch.einsum('iaw,iw->ia', d, h @ G.T)
                          for h, d, G in zip(inputs, deltas, gradients)]).sum(0)
     K = K.reshape(k*outputs, -1)
-    size = K.diagonal().clamp_min(1e-300).rsqrt() # samples weigh differently by orders of magnitude
+    size = K.diagonal().clamp_min(1e-300).rsqrt() # samples weigh differently, by orders
     inverse = torch.linalg.pinv(size[:, None]*K*size, hermitian=True, rtol=1e-13)
     return (size*(inverse @ (size*right.flatten()))).view(k, outputs)
 
@@ -371,7 +378,7 @@ def _unexplained(network, gradient, X, c):
 class Inversion:
     "Samples read off a gradient, and what the answer is worth"
     X:Tensor # (k, d) samples, the surest first
-    multipliers:Tensor # (k, outputs) c_i: derivative of the loss by the outputs; the labels can be read off
+    multipliers:Tensor # (k, outputs) c_i: derivative of the loss by the outputs
     distance:Tensor # (k,) of the activations from their span, relative to their norm
     samples:int # n, as given or counted
     remainder:float # |G - sum_i grad <c_i, Phi(x_i)>| / |G|, all layers
@@ -383,7 +390,8 @@ def _verdict(exact, k, n, left, complete):
     "What was found, in words"
     if complete: return f'all {n} samples: they explain the gradient to {left:.0e}'
     if exact: return (f'{k} of {n} samples, {left:.0e} of the gradient is left: '
-                      'take more rounds or another seed; too few neurons, or images alike, do not come apart')
+                      'take more rounds or another seed; '
+                      'too few neurons, or images alike, do not come apart')
     return (f'{k} candidates for {n} samples, {left:.0e} of the gradient is left: '
             'it is no single gradient at these weights, or rounded')
 
@@ -402,9 +410,11 @@ def _answer(network, gradient, search):
 def _require_perceptron(network):
     require(isinstance(network, MLP) and len(network.layers) >= 3, 'network',
             f'<{type(network).__name__} with {len(getattr(network, "layers", []))} layers>',
-            'an MLP with two hidden layers or more', 'one hidden layer: see recover_from_gradient')
+            'an MLP with two hidden layers or more',
+            'one hidden layer: see recover_from_gradient')
     require(network.bias != 'none', 'bias', "'none'", "'all' or 'first'",
-            'without biases an image is determined up to its scale only; add a first bias of zeros')
+            'without biases an image is determined up to its scale only; '
+            'add a first bias of zeros')
 
 # %% ../nbs/beyond/inversion.ipynb #14be0031
 def _require_gradient(network, gradient):
@@ -425,8 +435,7 @@ def _require_gradient(network, gradient):
 # %% ../nbs/beyond/inversion.ipynb #14be0033
 def _require_settings(accept, **counts):
     for name, value in counts.items():
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        require(value is None or whole and value >= 1, name, value,
+        require(value is None or is_count(value, 1), name, value,
                 'a whole number, at least 1', 'leave it out')
     require(accept is None or 0 < accept <= 1, 'accept', accept, 'in (0, 1]', 'leave it out')
 
@@ -437,19 +446,19 @@ def invert_gradient(
     gradient:list, # shaped like the parameters; any multiple, sign included
     *,
     samples:int|None=None, # n; None: counted, see `_end`
-    directions:int|None=None, # of the second span; None: n where it ends there, else 4n or all there are, at most half of the neurons
+    directions:int|None=None, # of the second span; None: n, of several steps 4n or more
     starts:int|None=None, # per round; None: one per sample still missing, 20 to 50
     rounds:int=24, # at most; eight in a row that bring nothing end the search
     iterations:int=40, # Gauss-Newton steps per start, at most
-    accept:float|None=None, # largest relative distance of the activations from their span; None: ten times the noise, 1e-6 to 0.01; 0.03 where nothing is taken out
+    accept:float|None=None, # largest distance from the span; None: 10 x noise, or .03
     seed:int=0 # of the starts
 )->Inversion: # ValueError for other networks, shapes, nan, a zero gradient, impossible numbers
-    "The samples behind one full-batch gradient of a perceptron with known weights, by its two spans (equation 3); beyond the paper"
+    "The samples behind one full-batch gradient of a perceptron, solved for one by one"
     gradient = list(gradient)
     _require_perceptron(network); _require_gradient(network, gradient)
     _require_settings(accept, samples=samples, directions=directions, starts=starts,
                       rounds=rounds, iterations=iterations)
-    unit = max(g.abs().max().item() for g in gradient) # of any size, as the answer is for any multiple
+    unit = max(g.abs().max().item() for g in gradient) # the answer is for any multiple
     gradient = [g.detach().double()/unit for g in gradient]
     layers = _FirstLayers(network)
     gradients = layers.parts(gradient)

@@ -134,7 +134,7 @@ class _Searches(_Stage):
 
     def schedule(self, pair, steps):
         "The sharpness from first to last; None: a smooth network has none"
-        return geometric(*pair, steps) if self.soft else None
+        return geometric(pair[0], pair[1], steps) if self.soft else None
 
     def search(self, objective, x, steps, **shown):
         "x after a run at full rate, then decaying"

@@ -139,7 +139,7 @@ class _Told(_Sized):
     def curve(self, run:str)->Curve: # lists of (steps, objective, k)
         "The objective on the way"
         kept = self._run(run)['curve']
-        return Curve(kept['step'], kept['loss'], kept.get('k', []))
+        return Curve(kept['step'], kept['loss'], kept['k'])
 
     def splits(self, run:str)->list: # of dicts, see `split_row`
         "Its splitting events, those included at which nothing was split"
@@ -230,7 +230,8 @@ class _Rows(_Recovered):
         alone = run == 'plain' or 'plain' not in self.names
         return dict(
             method=run, k_start=self.k(run).start, k_end=self.k(run).end,
-            steps=self.steps(run), seconds=self.seconds(run), loss=self.curve(run).loss[-1],
+            steps=self.steps(run), seconds=self.seconds(run),
+            loss=self._run(run)['curve']['loss'][-1],
             **summarize(self.scores(run, by.name), self.baseline('nearest_other', by.name),
                         None if alone else self.scores('plain', by.name), by))
 

@@ -66,12 +66,12 @@ class Watch:
     progress:bool=False # show a bar with loss, candidates and time left
 
     def path(self, suffix:str)->Path|None: # None: nothing is kept
-        "A file of this run, named after it"
+        "A file of this run, named after it and ending in `suffix`"
         slug = self.name.replace(' ', '-').replace(',', '')
         return None if self.folder is None else Path(self.folder)/f'{slug}{suffix}'
 
     def report_every(self, e:Experiment, steps:int)->int:
-        "Steps between two reports"
+        "Steps between two reports of a run of so many `steps`"
         return max(steps//(5*e.evaluations), 1)
 
 # %% ../nbs/support/runs.ipynb #5a9e0043
@@ -120,7 +120,10 @@ def _searched(problem, watch, k, descent, splitting=None):
 # %% ../nbs/support/runs.ipynb #5a9e0050
 class Kind:
     "What a run does: `attack` makes a `Run`"
-    control:bool = False # tells what else might explain a gain; after 'plain' and 'split'
+    @property
+    def control(self)->bool:
+        "Does it tell what else might explain a gain? It comes after 'plain' and 'split'"
+        return False
 
     def attack(self, problem:Problem, watch:Watch, done:Record)->Run:
         "Reconstruct and score; `done` has the runs before this one"
@@ -136,8 +139,8 @@ class Plain(Kind):
     seconds_of:str|None=None # takes as many steps as fit into the time of that run
 
     @property
-    def control(self)->bool: # type: ignore[override] # a constant of the other kinds
-        "Anything but the run that it is compared with"
+    def control(self)->bool:
+        "Anything but the run that others are compared with"
         return self != Plain()
 
     def attack(self, problem:Problem, watch:Watch, done:Record)->Run:
@@ -168,7 +171,11 @@ class RandomControl(Kind):
     "Splits as many candidates as the run 'split', at the same steps, by chance"
     direction:str='curvature' # 'curvature' or 'random', see `RandomSplits`
     selection:str='curvature' # 'curvature' or 'random'
-    control = True
+
+    @property
+    def control(self)->bool:
+        "Always: it leaves to chance what splitting decides"
+        return True
 
     def attack(self, problem:Problem, watch:Watch, done:Record)->Run:
         "As `WithSplits`, with a rule that knows how many are to split"
@@ -183,13 +190,13 @@ class Peeled(Kind):
     peeling:Peeling=Peeling() # how
 
     def attack(self, problem:Problem, watch:Watch, done:Record)->Run:
-        "The stages of `peel`, with the steps of the experiment in all"
+        "The stages of `peel`, as many steps in all; ValueError where it cannot be"
         e, objective = problem.experiment, problem.objective(problem.experiment.k)
-        require(isinstance(e.sharpness, tuple) and e.lr_multipliers is None, 'peeling',
-                self.peeling, f'left out for sharpness={e.sharpness!r}, '
-                f'lr_multipliers={e.lr_multipliers}',
+        pair = e.sharpness if isinstance(e.sharpness, tuple) else None
+        require(pair is not None and e.lr_multipliers is None, 'peeling', self.peeling,
+                f'left out for sharpness={e.sharpness!r}, lr_multipliers={e.lr_multipliers}',
                 'give two sharpnesses, and let the multipliers be eliminated')
-        search = Search(e.steps, e.lr, e.sharpness, optimizer=e.optimizer,
+        search = Search(e.steps, e.lr, pair, optimizer=e.optimizer,
                         **({} if e.hold is None else dict(hold=e.hold)))
         seen = watched(problem, watch, e.steps)
         draw = lambda count, number: draw_start(e, objective, count, number).x
@@ -218,7 +225,7 @@ def _as_reconstruction(objective, X, seconds, sentence):
 class Inverted(Kind):
     "Solve for one sample at a time, see `invert_gradient`; ValueError unless for ntk"
     def attack(self, problem:Problem, watch:Watch, done:Record)->Run:
-        "No steps, so no state to keep; `facts` say what was found"
+        "No steps, so no state to keep; `facts` say what was found; ValueError unless for ntk"
         e, seen = problem.experiment, watched(problem, watch, 0)
         require(e.method == 'ntk', 'runs', "'invert'", f"left out for method {e.method!r}",
                 'it needs the weights before training')

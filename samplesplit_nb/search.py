@@ -13,7 +13,8 @@ import numpy as np
 from .checks import require
 from .descent import ReconstructionError
 from .metrics import L2, baselines, recovered
-from .runs import MissingResult, attack, prepare
+from .problems import prepare
+from .runs import MissingResult, attack
 from .settings import Experiment, config
 from .storage import load_json, save_json
 

@@ -217,7 +217,8 @@ class SplitLine:
         before:float, # L at eta = 0
         curvature:float): # sum v'Sv over those that are split
         self.objective, self.where = objective, (x, lam, chosen, directions)
-        self.before, self.curvature, self.known = before, curvature, {}
+        self.before, self.curvature = before, curvature
+        self.known:dict = {} # eta -> L
 
     def loss(self, eta:float)->float: # without penalties
         "L where all chosen candidates have moved by +-`eta`"
@@ -372,7 +373,7 @@ class RandomSplits:
                     "'random' is a control")
 
     def propose(self, objective, x:Tensor, lam:Tensor, event:Event)->Proposal: # (k, d), (k,)
-        "Drawn in this order: Lanczos start vectors, candidates, directions"
+        "Drawn in this order: Lanczos start vectors, candidates, directions; ValueError for too few `counts`"
         pairs = min_curvature(objective, x, lam, self.rule.num_matvecs, event.generator)
         below = self.rule.below(objective, pairs.values)
         count = self.rule.allowed(below, len(x)) if self.counts is None else (

@@ -61,7 +61,9 @@ def test_float32_gradient_is_that_of_float64(seed):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('copies', [2, 5])
 def test_multipliers_of_coinciding_candidates(dtype, copies):
-    "Copies share the weight: evenly in float64; in float32 the rounding of <target, f> moves some between them, but nothing blows up"
+    """Copies share the weight, evenly in float64.
+
+    In float32 the rounding of <target, f> moves some between them, but nothing blows up."""
     objective, x, _ = random_problem((30, 60, 60, 1), k=4, seed=1, dtype=dtype)
     single = objective.multipliers(x)
     many = objective.multipliers(torch.cat([x] + [x[:1]] * (copies - 1)))

@@ -1,6 +1,7 @@
 """How readable is the house? Length of export cells, modules and functions, and cells without a check.
 
-python tools/measure.py      prints a line per notebook and one for all; tests/test_project.py holds the limits
+python tools/measure.py      prints a line per notebook and one for all;
+tests/test_project.py has the limits
 """
 
 import ast, json, re

@@ -845,7 +845,7 @@ def _certify(args):
 def _study(name, args):
     "The study of that name, to be computed where --device says"
     from dataclasses import replace
-    from samplesplit_nb.experiments import get_study
+    from samplesplit_nb.studies import get_study
     study = get_study(name, args.scale)
     return replace(study, experiments={label: replace(e, device=args.device)
                                        for label, e in study.experiments.items()})
@@ -865,7 +865,7 @@ def _records(study, label, args):
 # %% ../nbs/support/cli.ipynb #01989794
 def _found_line(row):
     "One experiment's answer to a claim"
-    from samplesplit_nb.experiments import interval_text
+    from samplesplit_nb.claims import interval_text
     if 'seeds' not in row: return f"  {row['panel']}: not run; `samplesplit experiment {row['panel'].split('/')[0]}`"
     seeds = f"{row['seeds']} seed{'s' if row['seeds'] > 1 else ''}"
     what = f"  {row['experiment']} ({seeds}): {row['what']}"
@@ -885,7 +885,7 @@ def _findings_text(rows):
 
 def _figure(args):
     "`samplesplit figure`"
-    from samplesplit_nb.experiments import FIGURES, findings, panels, paper_figure
+    from samplesplit_nb.claims import FIGURES, findings, panels, paper_figure
     from samplesplit_nb.runs import MissingResult
     from samplesplit_nb.storage import save_figure
     draw = partial(paper_figure, args.number, args.scale, args.results, run_missing=False)
@@ -911,7 +911,7 @@ def _figure(args):
 def _compared(study, label, records):
     "Mean scores per seed of every run of one experiment, and its improvement over plain, where that was run"
     from dataclasses import asdict
-    from samplesplit_nb.experiments import improvement
+    from samplesplit_nb.claims import improvement
     from samplesplit_nb.runs import score_name
     name, runs = score_name(records[0]), {}
     for which in study.runs:
@@ -923,7 +923,7 @@ def _compared(study, label, records):
 
 def _compared_lines(row):
     "The same as cells of a table"
-    from samplesplit_nb.experiments import WORDS
+    from samplesplit_nb.figures import WORDS
     lines = []
     for which, run in row['runs'].items():
         cells = [f"{row['label']}, {row['score']}: {WORDS.get(which, which)}",

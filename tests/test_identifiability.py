@@ -1,23 +1,14 @@
-"Sweeps, boundaries, times and memory behind 00_identifiability"
+"Sweeps, boundaries, times and memory behind 00_identifiability and the support notebooks that it calls"
 
-import itertools, math, subprocess, sys, time
+import itertools, math, subprocess, sys
 import pytest
 import torch
 from hypothesis import assume, given, strategies as st
-from torch.nn.functional import normalize, softplus
-from samplesplit_nb.data import load_data
+from torch.nn.functional import normalize
 from samplesplit_nb.identifiability import (
-    interpolate_kernel,
-    interpolation_rank,
-    joint_diagonalisation,
-    kkt_residual,
-    make_kkt,
-    match_samples,
-    recover,
-    recover_from_gradient,
-    recover_trained,
-    simultaneous_diagonalisation,
-)
+    interpolation_rank, kkt_residual, make_kkt, recover, recover_trained)
+from samplesplit_nb.decomposition import (
+    interpolate_kernel, joint_diagonalisation, match_samples, simultaneous_diagonalisation)
 
 randn = lambda *shape, seed=0: torch.randn(
     *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
@@ -66,7 +57,8 @@ def test_recovery_is_exact_wherever_the_rank_is_full(degree, sizes, noises):
                 worst[refine] = tuple(map(max, worst[refine], errors(X, b, answer, degree)))
         full += point.rank == point.needed
     print(
-        f'degree {degree}: {full} of 60 draws with full rank; worst errors (x, b) {worst[False]} unrefined, {worst[True]} refined'
+        f'degree {degree}: {full} of 60 draws with full rank; '
+        f'worst errors (x, b) {worst[False]} unrefined, {worst[True]} refined'
     )
     assert full >= 50
     assert max(worst[False]) < 1e-10 and max(worst[True]) < 1e-12
@@ -97,12 +89,13 @@ start = time.perf_counter()
 point = make_kkt(X, b, 3)
 answer = recover(*point, 3)
 seconds = time.perf_counter() - start
-print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20, *errors(X, b, answer, 3), point.rank, point.needed, answer.unique)
+memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
+print(seconds, memory, *errors(X, b, answer, 3), point.rank, point.needed, answer.unique)
 '''
 
 
 def test_a_hundred_samples_in_784_dimensions():
-    "At most 20 s and 2 GB from make_kkt to the refined answer; a process of its own, so that the memory is its own"
+    "At most 20 s and 2 GB from make_kkt to the refined answer; its own process, hence its own memory"
     best = math.inf
     for _ in range(2):  # another job may be running on the same cores
         done = subprocess.run([sys.executable, '-c', HUNDRED], capture_output=True, text=True, check=True)
@@ -114,38 +107,6 @@ def test_a_hundred_samples_in_784_dimensions():
         if best <= 20:
             break
     assert best <= 20
-
-
-def gradient_problem(X, y, m, degree=3, seed=0, eta=0.1):
-    "One full-batch step of gradient descent on the mean logistic loss, by autograd"
-    W = (randn(m, X.shape[1], seed=seed) / X.shape[1] ** 0.5).requires_grad_()
-    a = randn(m, seed=seed + 1) / m**0.5
-    (grad,) = torch.autograd.grad(softplus(-y * ((X @ W.T) ** degree @ a)).mean(), W)
-    return W.detach(), a, -eta * grad
-
-
-def test_forty_images_from_one_gradient():
-    data = load_data('faces', n=40, seed=1)
-    W0, a0, dW = gradient_problem(data.X, data.y, 1645)
-    best = math.inf
-    for _ in range(3):
-        start = time.perf_counter()
-        answer = recover_from_gradient(W0, a0, dW, 3)
-        best = min(best, time.perf_counter() - start)
-    error = match_samples(normalize(data.X, dim=1), answer.X, 3).error.max()
-    print(f'{best:.2f} s, error {error:.0e}')
-    assert answer.unique and error < 1e-10 and best <= 5
-
-
-@pytest.mark.parametrize('degree, n', [(3, 2), (3, 7), (4, 3), (4, 5), (5, 2), (5, 4)])
-def test_one_gradient_is_enough_for_every_degree(degree, n):
-    for seed in range(10):
-        X = normalize(randn(n, 12, seed=seed), dim=1)
-        y = torch.where(randn(n, seed=seed + 9) > 0, 1.0, -1.0).double()
-        W0, a0, dW = gradient_problem(X, y, 2 * math.comb(n + degree - 2, degree - 1) + 5, degree, seed)
-        for interpolation in ('kernel', 'symmetric'):
-            answer = recover_from_gradient(W0, a0, dW, degree, interpolation=interpolation)
-            assert answer.unique and match_samples(X, answer.X, degree).error.max() < 1e-9
 
 
 # Which eigenvectors exist: an enumeration that shares nothing with make_kkt but the equations.
@@ -321,7 +282,7 @@ def test_matching_is_optimal_and_knows_what_is_missing():
 
 
 def test_recovery_of_trained_networks_needs_no_span_of_its_own():
-    "More directions than dimensions: a network from make_kkt, where recover certifies and recover_trained does not"
+    "More directions than dimensions: with neurons of make_kkt recover certifies and recover_trained does not"
     X, b = samples(4, 9, 0.1), coefficients(4)
     a, W = make_kkt(X, b, 3)
     answer = recover_trained(a, W, 3)
@@ -366,11 +327,6 @@ BAD = {
     'other dimension': (lambda: kkt_residual(A, W, X[:, :5], B, 3), 'X.shape=(3, 5)'),
     'matching other dimension': (lambda: match_samples(X, X[:, :5], 3), 'X_hat.shape=(3, 5)'),
     'matching nan': (lambda: match_samples(X, X * NAN, 3), 'X_hat=<18 of 18'),
-    'gradient of another shape': (lambda: recover_from_gradient(W, A, W[:3], 3), 'dW.shape=(3, 6)'),
-    'gradient of zero': (lambda: recover_from_gradient(W, A, 0 * W, 3), 'dW=<all zero>'),
-    'gradient with nan': (lambda: recover_from_gradient(W, A, W * NAN, 3), 'dW=<42 of 42'),
-    'gradient, degree 2': (lambda: recover_from_gradient(W, A, W, 2), 'degree=2'),
-    'gradient, zero outputs': (lambda: recover_from_gradient(W, 0 * A, W, 3), 'a0=<all zero>'),
 }
 
 

@@ -1,44 +1,56 @@
-"Experiments: killed at any moment and run again, the record is the same; saved files are trusted only if they are of that very experiment"
+"""Experiments: killed at any moment and run again, the record is the same
+
+Saved files are trusted only if they are of that very experiment."""
 
 import json, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pytest, torch
-from samplesplit_nb import experiments
-from samplesplit_nb.experiments import (
+from samplesplit_nb.claims import (
+    CLAIMS,
     FIGURES,
-    SEEDS,
-    STUDIES,
+    _finding,
     findings,
-    get_study,
+    findings_table,
     over_seeds,
+    panels,
     paper_figure,
-    representative,
-    top_by_rule,
     verdict,
 )
-from samplesplit_nb.runs import PEELINGS, Experiment, MissingResult, fingerprint, load_or_run, published, rows
-from samplesplit_nb.storage import load_arrays
+from samplesplit_nb.figures import representative, top_by_rule
+from samplesplit_nb.optimisers import OPTIMIZERS
+from samplesplit_nb.problems import ATTACKS, TRAININGS, make_descent, prepare
+from samplesplit_nb.records import Record
+from samplesplit_nb.runs import PEELINGS, RUNS, MissingResult, Plain, attack, load_or_run, run
+from samplesplit_nb.settings import Experiment, fingerprint, published
+from samplesplit_nb.splitting import RandomSplits
+from samplesplit_nb.storage import digest, load_arrays
+from samplesplit_nb.studies import SEEDS, STUDIES, get_study
+from samplesplit_nb.tables import as_markdown
 
-# argv: folder, method. Checkpoints often, and lingers before the record gets its name, so that the parent can kill it there
+# argv: folder, method. Checkpoints often, and lingers before the record gets its name,
+# so that the parent can kill it there
 SCRIPT = '''
 import os, sys, time, torch
 from pathlib import Path
-from samplesplit_nb import runs, storage
+from samplesplit_nb import problems, runs
 torch.set_num_threads(1)
 folder, method = Path(sys.argv[1]), sys.argv[2]
 Checkpoint, replace = runs.Checkpoint, os.replace
-runs.Checkpoint = lambda path, **_: Checkpoint(path, every_steps=5, every_seconds=None)
+problems.Checkpoint = runs.Checkpoint = lambda path, **_: Checkpoint(path, every_steps=5, every_seconds=None)
 def lingering(old, new):
     if Path(new).name == 'here.json' and len(sys.argv) > 3:
         (folder/'saving').touch()
         time.sleep(60)
     replace(old, new)
 os.replace = lingering
-settings = dict(n=6, k=6, width=40, steps=120, splits=2, evaluations=12, device='cpu', lam_min=None if method == 'ntk' else 0.)
-training = dict(ntk=dict(training='descent', training_steps=400, training_lr=1e-3), kkt=dict(training='margin', training_steps=300))[method]
-runs.load_or_run(runs.Experiment(method=method, **settings, **training), folder/'here.json', ('plain', 'split', 'random both'), images=True, cache=folder/'cache')
+settings = dict(n=6, k=6, width=40, steps=120, splits=2, evaluations=12, device='cpu',
+                lam_min=None if method == 'ntk' else 0.)
+training = dict(ntk=dict(training='descent', training_steps=400, training_lr=1e-3),
+                kkt=dict(training='margin', training_steps=300))[method]
+runs.load_or_run(runs.Experiment(method=method, **settings, **training), folder/'here.json',
+                 ('plain', 'split', 'random both'), images=True, cache=folder/'cache')
 '''
 
 
@@ -107,7 +119,7 @@ def test_a_damaged_or_foreign_record_is_not_used(tmp_path):
         with pytest.raises(MissingResult, match='is no record'):
             load_or_run(TINY, path, run_missing=False)
     again = load_or_run(TINY, path)
-    assert again['runs']['split']['scores'] == whole['runs']['split']['scores']
+    assert again.data['runs']['split']['scores'] == whole.data['runs']['split']['scores']
     assert not path.with_suffix('.npz').exists()  # whose it was is not known any more
     with pytest.raises(MissingResult, match='no images'):
         load_or_run(TINY, path, images=True, run_missing=False)
@@ -166,31 +178,38 @@ def test_every_setting_but_the_device_changes_the_fingerprint():
 
 def test_a_table_by_hand():
     "Improved, beat nearest other, mean: counted on paper"
-    record = dict(
-        config=dict(n=3),
-        baselines={'SSIM': dict(mean_image=[0.1, 0.1, 0.1], nearest_other=[0.3, 0.3, 0.3])},
-        runs={
-            name: dict(
-                k_start=2,
-                k_end=k,
-                steps=5,
-                timing=dict(seconds=1.0),
-                curve=dict(loss=[2.0, 1.0]),
-                scores={'SSIM': s},
-            )
-            for name, k, s in (('plain', 2, [0.2, 0.4, 0.6]), ('split', 3, [0.5, 0.3, 0.7]))
-        },
+    record = Record(
+        dict(
+            config=dict(n=3),
+            baselines={'SSIM': dict(mean_image=[0.1, 0.1, 0.1], nearest_other=[0.3, 0.3, 0.3])},
+            runs={
+                name: dict(
+                    k_start=2,
+                    k_end=k,
+                    steps=5,
+                    timing=dict(seconds=1.0),
+                    curve=dict(loss=[2.0, 1.0]),
+                    scores={'SSIM': s},
+                )
+                for name, k, s in (('plain', 2, [0.2, 0.4, 0.6]), ('split', 3, [0.5, 0.3, 0.7]))
+            },
+        )
     )
-    plain, split, mean, other = rows(record)
+    plain, split, mean, other = record.rows()
     assert (split['improved'], split['beat_nearest_other'], plain['beat_nearest_other']) == (2, 2, 2)
     assert abs(split['mean'] - 0.5) < 1e-12 and 'improved' not in plain and 'beat_nearest_other' not in other
 
 
 def record_with(before, after, name='L2'):
-    return dict(
-        config=dict(n=len(before), data='faces'),
-        baselines={name: {}},
-        runs={'plain': dict(scores={name: before}, k_start=3), 'split': dict(scores={name: after})},
+    return Record(
+        dict(
+            config=dict(n=len(before), data='faces'),
+            baselines={name: {}},
+            runs={
+                'plain': dict(scores={name: before}, k_start=3, k_end=3),
+                'split': dict(scores={name: after}),
+            },
+        )
     )
 
 
@@ -241,19 +260,19 @@ def test_every_figure_names_experiments_that_exist_at_every_scale():
     assert sorted(FIGURES) == list(range(1, 15))
     for figure in FIGURES.values():
         for scale in SEEDS:
-            found = experiments.panels(figure.panels, scale)
+            found = panels(figure.panels, scale)
             assert [f'{study.name}/{label}' for study, label in found] == [
                 p for p in figure.panels if is_run_at(scale, p)
             ]
             for study, label in found:
                 assert study.experiment(label, 0).steps > 0
-    assert {c.figure for c in experiments.CLAIMS} == set(FIGURES)
+    assert {c.figure for c in CLAIMS} == set(FIGURES)
 
 
 def test_what_was_not_run_stays_empty(tmp_path):
     found = findings('paper', root=tmp_path)
     assert found and not any('ours' in row or 'reproduced' in row for row in found)
-    assert all(line.endswith('|  |') for line in experiments.findings_table(found).split('\n')[2:])
+    assert all(line.endswith('|  |') for line in as_markdown(findings_table(found)).split('\n')[2:])
     with pytest.raises(MissingResult, match='is missing'):
         paper_figure(2, 'paper', tmp_path, run_missing=False)
 
@@ -292,20 +311,20 @@ def test_saved_results_are_whole_and_of_these_settings(name):
     study = get_study(name, 'small')
     for label in study.experiments:
         for record in study.records(label, RESULTS, run_missing=False):
-            for run in study.runs:
-                r = record['runs'][run]
-                assert all(len(s) == record['config']['n'] for s in r['scores'].values())
-                first = next(iter(record['baselines']))
-                assert r['evaluations']['scores'][-1] == r['scores'][first]  # the last look is the score
-                if run in ('plain', 'split', *PEELINGS):
-                    assert r['steps'] == record['config']['steps'] == r['curve']['step'][-1]  # equal budgets
+            for name in study.runs:
+                assert all(len(s) == record.n for s in record.data['runs'][name]['scores'].values())
+                # the last look is the score
+                assert torch.equal(record.evaluations(name).scores[-1], record.scores(name))
+                if name in ('plain', 'split', *PEELINGS):
+                    # equal budgets
+                    assert record.steps(name) == record.config['steps'] == record.curve(name).step[-1]
 
 
 def test_the_saved_controls_say_what_the_readme_says():
-    "Seeds 0-4, equal steps: splitting lowers the mean L2 by at least 40 % and improves at least 17 of 20 samples in the median seed"
+    "In the median of five seeds mean L2 falls by at least 40 %, and at least 17 of 20 samples improve"
     study = get_study('controls', 'small')
     tables = [
-        {row['method']: row for row in rows(r)} for r in study.records('half', RESULTS, run_missing=False)
+        {row['method']: row for row in r.rows()} for r in study.records('half', RESULTS, run_missing=False)
     ]
     assert len(tables) == 5
     assert (
@@ -317,8 +336,6 @@ def test_the_saved_controls_say_what_the_readme_says():
 @pytest.mark.parametrize('steps', [150, 1500, 2500, 3501])
 def test_scores_are_taken_on_schedule_whatever_the_number_of_steps(steps):
     "About so many looks as asked for, the start and the end among them"
-    from samplesplit_nb.runs import attack, prepare
-
     seen = attack(prepare(replace(TINY, steps=steps, evaluations=10)), 'plain').evaluations[0]
     assert seen[0] == 0 and seen[-1] == steps and 9 <= len(seen) <= 13
 
@@ -330,12 +347,12 @@ def test_pictures_are_never_those_of_other_settings(tmp_path):
     more = load_or_run(
         TINY, path, ('plain', 'split', 'random both'), images=True
     )  # only a control is missing
-    assert 'random both' in more['runs'] and np.array_equal(
+    assert 'random both' in more.names and np.array_equal(
         load_arrays(path.with_suffix('.npz'))['split'], old['split']
     )
     path.with_suffix('.npz').unlink()
     assert (
-        'random both' in load_or_run(TINY, path, images=True)['runs']
+        'random both' in load_or_run(TINY, path, images=True).names
     )  # kept, although the pictures were made anew
     load_or_run(replace(TINY, seed=3), path)  # others under the same name, without pictures
     with pytest.raises(MissingResult, match='no images'):
@@ -345,19 +362,97 @@ def test_pictures_are_never_those_of_other_settings(tmp_path):
 def test_an_empty_split_is_called_so(tmp_path):
     "Where no curvature lies below the threshold both runs are the same, and no claim is judged by it"
     record = record_with([1.0, 2.0], [1.0, 2.0])
-    record['runs']['split']['splits'] = [dict(step=5, split=0)]
+    record.data['runs']['split']['splits'] = [dict(step=5, split=0)]
     study = type('Study', (), dict(name='figure01', scale='small', records=lambda self, *a, **k: [record]))()
-    assert (
-        experiments._finding(experiments.CLAIMS[0], study, 'mnist', tmp_path)['reproduced']
-        == 'nothing was split'
-    )
+    assert _finding(CLAIMS[0], study, 'mnist', tmp_path)['reproduced'] == 'nothing was split'
 
 
 def test_a_control_with_its_own_cycles_has_them_whatever_the_experiment_holds():
-    from samplesplit_nb.runs import reconstruct_options
-
-    held, cycle = (
-        reconstruct_options(replace(TINY, hold=0.7, steps=100), 4, cycles=c).lr_factor for c in (None, 1)
-    )
-    plain = reconstruct_options(replace(TINY, steps=100), 4, cycles=1).lr_factor
+    held, cycle = (make_descent(replace(TINY, hold=0.7, steps=100), 4, cycles=c).lr_factor for c in (None, 1))
+    plain = make_descent(replace(TINY, steps=100), 4, cycles=1).lr_factor
     assert held(60) == 1 > cycle(60) and [cycle(s) for s in range(100)] == [plain(s) for s in range(100)]
+
+
+SAVED = sorted(p for p in RESULTS.glob('*/*/*.json') if p.parent.parent.name != 'search')
+
+
+def test_reading_and_saving_changes_no_file(tmp_path):
+    "Files from before commit and images were kept are read, know neither, and are written back byte by byte"
+    assert len(SAVED) > 200
+    for path in SAVED:
+        record = Record.load(path)
+        record.save(tmp_path / 'again.json')
+        assert (tmp_path / 'again.json').read_bytes() == path.read_bytes(), path
+        if 'commit' not in record.data:
+            assert record.commit is None and record.images is None
+
+
+def test_a_new_record_says_which_code_and_which_images(tmp_path):
+    record = load_or_run(TINY, tmp_path / 'r.json')
+    data = prepare(TINY).data
+    assert record.images == digest([data.X, data.y]) == Record.load(tmp_path / 'r.json').images
+    assert record.commit is None or len(record.commit.rstrip('+')) == 40
+    foreign = Record(record.data | dict(images='0' * 64))
+    with pytest.raises(ValueError, match='of the same images'):
+        run(TINY, ('random both',), foreign)
+    assert 'random both' in run(TINY, ('random both',), record).record.names
+
+
+@pytest.mark.parametrize(
+    'registry, name, value, settings',
+    [
+        (OPTIMIZERS, 'rms', torch.optim.RMSprop, dict(optimizer='rms')),
+        (ATTACKS, 'like kkt', ATTACKS['kkt'], dict(method='like kkt', training='descent', training_steps=3)),
+        (TRAININGS, 'like descent', TRAININGS['descent'], dict(training='like descent', training_steps=3)),
+    ],
+)
+def test_what_is_registered_is_known_at_once_and_runs(monkeypatch, registry, name, value, settings):
+    with pytest.raises(ValueError, match=f"'{name}'"):
+        replace(TINY, **settings)
+    monkeypatch.setitem(registry, name, value)
+    e = replace(TINY, **settings)
+    assert fingerprint(e) != fingerprint(TINY)
+    assert attack(prepare(e), 'plain').reconstruction.history.step[-1] == TINY.steps
+    monkeypatch.delitem(registry, name)
+    with pytest.raises(ValueError, match=f"'{name}'"):
+        replace(TINY, **settings)
+
+
+def test_a_run_of_ones_own_is_an_object(monkeypatch):
+    "It is found by its name, and told what ran before it"
+
+    class Counted(Plain):
+        def attack(self, problem, watch, done):
+            seen.append((watch.name, done.names))
+            return super().attack(problem, watch, done)
+
+    seen = []
+    monkeypatch.setitem(RUNS, 'mine', Counted())
+    record = run(TINY, ('plain', 'split', 'mine')).record
+    assert seen == [('mine', ('plain', 'split'))]
+    assert record.data['runs']['mine']['scores'] == record.data['runs']['plain']['scores']
+    with pytest.raises(ValueError, match="runs='yours'"):
+        run(TINY, ('yours',))
+
+
+def test_random_controls_split_as_many_candidates_as_splitting_did(monkeypatch):
+    asked = []
+    propose = RandomSplits.propose
+
+    def listening(self, *args):
+        asked.append(self)
+        return propose(self, *args)
+
+    monkeypatch.setattr(RandomSplits, 'propose', listening)
+    names = [name for name in RUNS if name.startswith('random')]
+    record = run(replace(TINY, threshold=-1e-9), ('plain', 'split', *names)).record
+    counts = tuple(s['split'] for s in record.splits('split'))
+    assert len(names) == 3 and sum(counts) > 0
+    assert {rule.counts for rule in asked} == {counts}
+    assert {(rule.direction, rule.selection) for rule in asked} == {
+        ('random', 'curvature'),
+        ('curvature', 'random'),
+        ('random', 'random'),
+    }
+    for name in names:
+        assert tuple(s['split'] for s in record.splits(name)) == counts

@@ -5,7 +5,8 @@ from pathlib import Path
 import ipywidgets, matplotlib.pyplot as plt, numpy as np
 import pytest, torch, yaml
 from samplesplit_nb import experiments, splitting
-from samplesplit_nb.runs import Experiment, run
+from samplesplit_nb.runs import run
+from samplesplit_nb.settings import Experiment
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)

@@ -246,7 +246,8 @@ def demo(
 )->None:
     "Run the demonstration, print its table and save everything; ValueError for impossible options"
     from samplesplit_nb.experiments import save_result
-    from samplesplit_nb.runs import CONTROLS, Experiment, format_table, run
+    from samplesplit_nb.runs import CONTROLS, format_table, run
+    from samplesplit_nb.settings import Experiment
     e = Experiment(data_seed=args.seed, **{name: getattr(args, name) for name in (
         'n', 'k', 'width', 'steps', 'splits', 'seed', 'device')})
     out = _writable(args.out)
@@ -361,7 +362,7 @@ def _say(args): # a function that prints text, unless JSON is asked for
 
 def _load_data(args, task, d=None):
     "The images that the options name; ValueError if they are not d numbers each"
-    from samplesplit_nb.runs import load_collection
+    from samplesplit_nb.problems import load_collection
     data = load_collection(args.data, args.n, args.data_seed, task)
     _require(d is None or data.X.shape[1] == d, '--data', args.data,
              f'of {d} numbers an image, which the network takes; this has {data.X.shape[1]}',
@@ -379,7 +380,7 @@ def _about_data(args, data):
 # %% ../nbs/support/cli.ipynb #eee8f676
 def _victim(args):
     "The network to train, as an `Experiment`"
-    from samplesplit_nb.runs import OURS, Experiment
+    from samplesplit_nb.settings import OURS, Experiment
     for name in ('width', 'steps'):
         value = getattr(args, name)
         _require(value is None or value >= 1, f'--{name}', value, 'at least 1', 'leave it out')
@@ -404,7 +405,7 @@ def _certificate_line(method, c, n):
 def _train(args):
     "`samplesplit train`"
     from samplesplit_nb.checks import pick_device
-    from samplesplit_nb.runs import train
+    from samplesplit_nb.problems import train
     from samplesplit_nb.storage import save_json
     from samplesplit_nb.weights import save_weights
     e = _victim(args)
@@ -490,7 +491,7 @@ def _evaluate(args):
     data = _load_data(args, 'multiclass' if classes else 'binary', d)
     shape = tuple(arrays['shape'].tolist()) if 'shape' in arrays else ()
     from samplesplit_nb.checks import require_finite
-    from samplesplit_nb.runs import unseen_images
+    from samplesplit_nb.problems import unseen_images
     for x in found.values(): require_finite('x', x, 'reconstruct again with a smaller --lr')
     named = {('reconstruction' if k == 'x' else k[2:]): _picture_rows(x, shape)[0]
              for k, x in found.items()}
@@ -503,7 +504,7 @@ def _evaluate(args):
 def _settings(args, dtype):
     "The attack as an `Experiment`: ours or published, and what the options change"
     from dataclasses import replace
-    from samplesplit_nb.runs import OURS, Experiment, published
+    from samplesplit_nb.settings import OURS, Experiment, published
     own = published(args.preset) if args.preset else OURS[args.method]
     e = Experiment(**own | dict(k=args.k, seed=args.seed, box='unit', dtype=dtype))
     steps = args.steps or e.steps
@@ -556,7 +557,7 @@ def _before(args, model, device):
 def _set_up(args):
     "Everything before the first step; mistakes show here"
     from samplesplit_nb.checks import pick_device
-    from samplesplit_nb.runs import draw_start, make_objective
+    from samplesplit_nb.problems import draw_start, make_objective
     args.method = _method(args)
     device = pick_device(args.device)
     model = _network(args.weights, args, device)
@@ -604,7 +605,7 @@ def _matches_figure(rows, data, most=30):
 def _save_found(args, out, setup, arrays, record, say):
     "Write the arrays (x, lam and what else there is), scores and pictures; return the record with the scores"
     import numpy as np
-    from samplesplit_nb.runs import unseen_images
+    from samplesplit_nb.problems import unseen_images
     from samplesplit_nb.storage import save_arrays, save_figure, save_json
     save_arrays(out/'reconstruction.npz', **arrays, shape=np.array(setup.shape or (), dtype=int))
     rows, picture = _picture_rows(arrays['x'], setup.shape)
@@ -624,7 +625,8 @@ def _save_found(args, out, setup, arrays, record, say):
 
 def _save_attack(args, out, setup, found, say):
     "Write all files of a reconstruction and return its record"
-    from samplesplit_nb.runs import reconstruct_options, split_row, thin
+    from samplesplit_nb.runs import reconstruct_options
+    from samplesplit_nb.records import split_row, thin
     origins = found.origins.cpu()
     own = getattr(setup.objective, 'labels', None)
     labels = {} if own is None else dict(labels=own.cpu()[origins])

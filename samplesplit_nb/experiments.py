@@ -23,8 +23,9 @@ from .checks import require
 from .figures import COLORS, grid_size, image_grid, mark_splits, plot_curve, plot_pairs
 from .metrics import Paired, paired, paired_over_seeds, top_samples
 from .runs import (
-    CONTROLS, OURS, PEELINGS, SCORES, Experiment, MissingResult, Result, load_or_run, published,
-    score_name, shown_images)
+    CONTROLS, PEELINGS, MissingResult, Result, load_or_run, score_name, shown_images)
+from .records import SCORES
+from .settings import OURS, Experiment, published
 from .storage import load_arrays, save_arrays, save_figure, save_json
 
 # %% ../nbs/04_experiments.ipynb #a31b1cb2

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 from .checks import require
 from .records import Record
-from .runs import CONTROLS, OURS, PEELINGS, Experiment, load_or_run, published
+from .runs import CONTROLS, PEELINGS, load_or_run
+from .settings import OURS, Experiment, published
 from .storage import load_arrays
 
 # %% ../nbs/support/studies.ipynb #57d1e505

@@ -81,7 +81,7 @@ class RankFactor(NamedTuple):
 # %% ../nbs/support/decomposition.ipynb #d48c150d
 def rank_factor(
     K:Tensor, # (m, m) positive semidefinite
-    rtol:float=1e-9 # pivots below this times the largest count as zero; chosen in 00, "A map"
+    rtol:float=1e-9 # pivots below this times the largest count as zero; chosen here, see 00
 )->RankFactor: # L (m, rank), order (m,), rank
     "Pivoted Cholesky factor (dpstrf): the rank, ten times faster than by eigenvalues"
     factor, order, rank, _ = scipy.linalg.lapack.dpstrf(
@@ -103,7 +103,7 @@ def _solve_psd(K, F):
 # %% ../nbs/support/decomposition.ipynb #dec00012
 class Interpolation(NamedTuple):
     "A tensor that takes the given values, and whether it is the only one"
-    tensor:SymmetricTensor
+    tensor:SymmetricTensor # the smallest that does
     rank:int # of the linear equations
     needed:int # rank at which they have one solution
 
@@ -149,13 +149,13 @@ def _gap(values): # of (2, r) homogeneous eigenvalues
 
 # %% ../nbs/support/decomposition.ipynb #dfff3788
 def simultaneous_diagonalisation(
-    tensor:SymmetricTensor,
+    tensor:SymmetricTensor, # with independent terms
     pairs:int=10, # random pairs of slices; that with the best separated eigenvalues is kept
     seed:int=0
 )->Tensor: # (r, r) unit rows, up to order and sign; nan if two slices share a null vector
     "The rank-one terms of a tensor with linearly independent terms (paper, A.2 step 2)"
     g, r = torch.Generator().manual_seed(seed), tensor.U.shape[1]
-    best, Y, M = -1., None, None
+    best, Y, M = -1., torch.empty(0), torch.empty(0)
     for _ in range(pairs):
         M1, M2 = (tensor.slice(torch.randn(r, generator=g, dtype=torch.float64))
                   for _ in range(2))
@@ -168,7 +168,7 @@ def simultaneous_diagonalisation(
 
 # %% ../nbs/support/decomposition.ipynb #6af0e29a
 def dual_coefficients(
-    tensor:SymmetricTensor,
+    tensor:SymmetricTensor, # sum_i b_i x_i x ... x x_i
     X:Tensor # (r, r) linearly independent rows
 )->Tensor: # (r,) b_i = T(x_i*, ..., x_i*)
     "Coefficients of the rank-one terms with directions X"
@@ -199,8 +199,9 @@ class Matching:
 # %% ../nbs/support/decomposition.ipynb #dec00021
 def _distances(X, X_hat):
     "Distances (n, k) of the rows of X to those of X_hat, and to their negatives"
-    exact = dict(compute_mode='donot_use_mm_for_euclid_dist')
-    return torch.cdist(X, X_hat, **exact), torch.cdist(X, -X_hat, **exact)
+    exact = 'donot_use_mm_for_euclid_dist'
+    return (torch.cdist(X, X_hat, compute_mode=exact),
+            torch.cdist(X, -X_hat, compute_mode=exact))
 
 # %% ../nbs/support/decomposition.ipynb #dec00022
 def match_samples(
@@ -235,7 +236,7 @@ def _joint_update(D): # (r, r) from D (slices, r, r), nearly diagonal
 
 # %% ../nbs/support/decomposition.ipynb #07a80ca8
 def joint_diagonalisation(
-    tensor:SymmetricTensor,
+    tensor:SymmetricTensor, # with r independent terms
     X:Tensor, # (r, r) start: linearly independent unit rows
     slices:int=20, # random slices
     sweeps:int=20, # at most

@@ -295,7 +295,8 @@ class _Search:
         "One round"
         starts = _starts(self.layers, self.left[0] @ self.V.T,
                          count or min(max(self.missing(), 20), 50), scale, generator)
-        x, distance = _fit(self.layers, *self.spans(), starts, iterations)
+        V, Q = self.spans()
+        x, distance = _fit(self.layers, V, Q, starts, iterations)
         order = distance.argsort()
         order = order[distance[order] < self.plan.accept]
         self.keep(x[order], distance[order])

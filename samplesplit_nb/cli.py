@@ -786,7 +786,7 @@ def _margins_line(model, X, y):
 def _stationarity(model, about, X, y):
     "How nearly theta is a combination of the samples' gradients"
     from samplesplit_nb.networks import MLP, SmoothReLU
-    from samplesplit_nb.training import clarke_stationarity, kkt_stationarity, pin_to_kinks
+    from samplesplit_nb.certificates import clarke_stationarity, kkt_stationarity, pin_to_kinks
     r, lam = kkt_stationarity(model, X, y)
     record = dict(residual=r, active=int((lam > 1e-6*lam.max()).sum()) if r < 1 else 0)
     line = (f"KKT residual: {r:.3f} of |theta| is left unexplained by the best multipliers "

@@ -225,7 +225,7 @@ def train(
     return fit
 
 # %% ../nbs/support/problems.ipynb #5a9e0031
-def _multiplier_share(e, k):
+def _multiplier_scale(e, k):
     "What the setting `share` makes of the multipliers of k candidates"
     return 1/k if e.share and ATTACKS[e.method].over_k == 'multipliers' else 1.
 
@@ -251,7 +251,7 @@ def draw_start(
     lam = low + (high - low)*torch.rand(objective.multiplier_shape(k), generator=g,
                                         dtype=torch.float64)
     return Start(x.to(objective.target[0]),
-                 _multiplier_share(e, k)*lam.to(objective.target[0]))
+                 _multiplier_scale(e, k)*lam.to(objective.target[0]))
 
 # %% ../nbs/support/problems.ipynb #7e695f00
 @dataclass
@@ -321,7 +321,7 @@ def make_descent(
     cycles = e.cycles if cycles is None else cycles
     rate = e.lr_multipliers
     return Descent(
-        steps, lr=e.lr, lr_multipliers=None if rate is None else _multiplier_share(e, k)*rate,
+        steps, lr=e.lr, lr_multipliers=None if rate is None else _multiplier_scale(e, k)*rate,
         optimizer=e.optimizer, lr_factor=_lr_factor(e, steps, cycles),
         sharpen=_sharpen(e, steps))
 

@@ -83,13 +83,15 @@ def test_layers_call_downwards_only():
         'checks': [],
         'metrics': ['checks', 'tables'],
         'tangents': ['checks', 'networks'],
-        'identifiability': ['checks', 'networks'],
+        'decomposition': ['checks'],
+        'eigenvectors': ['checks'],
+        'identifiability': ['checks', 'decomposition', 'eigenvectors', 'networks'],
         'objectives': ['checks', 'networks', 'tangents'],
         'presets': ['checks'],
         'descent': ['checks', 'objectives', 'optimisers', 'storage', 'tables'],
         'splitting': ['checks', 'descent', 'objectives', 'optimisers', 'storage', 'tables'],
         'convergence': ['checks', 'descent', 'networks', 'objectives', 'splitting', 'tangents'],
-        'inversion': ['checks', 'identifiability', 'networks'],
+        'inversion': ['checks', 'decomposition', 'identifiability', 'networks'],
         'peeling': ['checks', 'descent', 'objectives', 'optimisers', 'splitting', 'storage'],
         'certificates': ['checks', 'identifiability', 'networks', 'objectives', 'optimisers', 'tangents'],
     }
@@ -99,7 +101,8 @@ def test_layers_call_downwards_only():
     below['figures'] = ['checks', 'metrics', 'records']
     beyond = 'inversion', 'peeling'
     theory = 'tangents', 'identifiability', 'objectives', 'descent', 'splitting'
-    below['runs'] = [*floor, *theory, *beyond, 'presets', 'training', 'settings', 'records']
+    below['problems'] = [*floor, 'descent', 'objectives', 'settings', 'splitting', 'training']
+    below['runs'] = [*floor, 'problems', *theory, *beyond, 'presets', 'training', 'settings', 'records']
     below['search'] = [*below['runs'], 'runs']
     below['studies'] = [*below['search'], 'search']
     below['claims'] = [*below['studies'], 'studies', 'figures']

@@ -34,16 +34,12 @@ def _wrapped(text, width=100):
         for line in text.split('\n'))
 
 # %% ../nbs/support/answers.ipynb #c033000b
-class Report:
-    "What a command says while it works: passed on at once, and kept for its `Answer`"
+class _Told:
+    "Texts that are passed on at once, and kept"
     def __init__(self,
         hear:Callable[[str], Any]|None=None # called with each text, e.g. `print`; None: no one
     ):
-        self.hear, self.texts, self.files = hear, [], [] # type: Any, list[str], list[Path]
-
-    def __call__(self, text:str)->None:
-        "Say sentences, in lines of at most 100 characters"
-        self.exactly(_wrapped(text))
+        self.hear, self.texts = hear, [] # type: Any, list[str]
 
     def exactly(self,
         text # a table, or a string with lines of its own
@@ -52,18 +48,28 @@ class Report:
         self.texts.append(str(text))
         if self.hear is not None: self.hear(str(text))
 
+# %% ../nbs/support/answers.ipynb #c0330051
+class Report(_Told):
+    "What a command says while it works, for its `Answer`"
+    files:tuple[Path, ...] = () # said to be there
+
+    def __call__(self, text:str)->None:
+        "Say sentences, in lines of at most 100 characters"
+        self.exactly(_wrapped(text))
+
     def wrote(self, path:Path)->None:
         "Say that a file is there"
-        self.files.append(path)
+        self.files = (*self.files, path)
         self.exactly(f'wrote {path}')
 
     def answer(self, found:_T, record:dict)->Answer[_T]:
         "What was found, with all that was said of it"
-        return Answer(found, record, '\n'.join(self.texts), tuple(self.files))
+        return Answer(found, record, '\n'.join(self.texts), self.files)
 
-# %% ../nbs/support/answers.ipynb #c033000e
+# %% ../nbs/support/answers.ipynb #c0330063
 _O = TypeVar('_O')
 
+# %% ../nbs/support/answers.ipynb #c033000e
 def begin(
     kind:type[_O], # a class of options
     options:_O|None, # an object of it, or None

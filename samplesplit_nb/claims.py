@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIGURES', 'CLAIMS', 'gain', 'improve', 'not_worse', 'top_improve', 'gain_follows_quality', 'degrades', 'rises',
            'turns', 'PaperFigure', 'Claim', 'verdict', 'over_seeds', 'panels', 'findings', 'overall', 'heading',
-           'tally', 'paper_figure', 'improvement', 'interval_text', 'findings_table']
+           'tally', 'paper_figure', 'improvement', 'interval_text', 'answers', 'findings_table']
 
 # %% ../nbs/support/claims.ipynb #c1a10003
 from collections.abc import Callable
@@ -116,10 +116,11 @@ _share = lambda count: partial(top_improve, count=count)
 _BOTH = ('figure01/cifar10', 'figure01/mnist')
 
 _enter(
-    PaperFigure(1, 'most of the best samples improve', 'grid', _BOTH, 'NTK attack, k = 2n'),
+    PaperFigure(1, 'at k = 2n most of the best samples improve', 'grid', _BOTH,
+                'NTK attack, k = 2n'),
     Claim(1, 'most of the top 25 improve', '21 of 25 = 0.84 (both)', _share(25), .5, _SHOWN))
 _enter(
-    PaperFigure(2, 'most samples improve, the better ones more', 'pairs', _BOTH,
+    PaperFigure(2, 'at k = 2n most samples improve, the better ones more', 'pairs', _BOTH,
                 'NTK attack, k = 2n'),
     Claim(2, 'CIFAR-10: gains lie with samples of higher SSIM', '', gain_follows_quality, 0.,
           'rank correlation of gain and SSIM, mean of both runs', _BOTH[:1]),
@@ -156,8 +157,8 @@ _enter(PaperFigure(5, 'most samples improve or stay', 'pairs', _BINARY, 'Binary 
 _enter(PaperFigure(6, 'splitting renews progress', 'paths', ('figure05/mnist',),
                    'Binary KKT attack'),
        Claim(6, 'splitting renews progress', 'some samples', improve, .5, _OF_ALL))
-_enter(PaperFigure(7, 'most of the best samples improve', 'grid', _BINARY, 'Binary KKT attack',
-                   30),
+_enter(PaperFigure(7, 'binary attack: most of the best samples improve', 'grid', _BINARY,
+                   'Binary KKT attack', 30),
        Claim(7, 'most of the top 30 improve', '', _share(30), .5, _SHOWN))
 
 # %% ../nbs/support/claims.ipynb #c1a10021
@@ -169,7 +170,7 @@ _enter(PaperFigure(9, 'on CIFAR-10 the objective fluctuates', 'curves',
                    ('figure09/cifar10', 'figure08/cifar10-few'), 'Multiclass KKT attack'),
        Claim(9, 'CIFAR-10: the objective fluctuates', '', rises, .3,
              'share of reports where it rose'))
-_enter(PaperFigure(10, 'most of the best samples improve', 'grid', _MANY,
+_enter(PaperFigure(10, 'multiclass attack: most of the best samples improve', 'grid', _MANY,
                    'Multiclass KKT attack', 15),
        Claim(10, 'most of the top 15 improve', '', _share(15), .5, _SHOWN))
 
@@ -310,7 +311,7 @@ def paper_figure(
                                      pairs=draw_pairs, curves=draw_curves, paths=draw_paths)
     fig = kinds[figure.kind](found)
     rows = [r for r in findings(scale, number, root) if r['panel'] in figure.panels]
-    headline(fig, f'Figure {number}: {figure.says} ({tally(rows)})',
+    headline(fig, f'Figure {number}: {figure.says}. Ours: {tally(rows)}',
              _settings(figure, shown, found), _fullest(fig))
     return fig
 
@@ -329,6 +330,18 @@ def interval_text(mean:float, low:float, high:float)->str:
     "The mean and its interval [low, high], without a minus before zero"
     mean, low, high = (round(v, 2) + 0. for v in (mean, low, high))
     return f'{mean:.2f} [{low:.2f}, {high:.2f}]'
+
+# %% ../nbs/support/claims.ipynb #c1a10045
+def answers(
+    rows:list # of `findings`
+)->str:
+    "The mean and the answer of each experiment, by images"
+    by_images:dict[str, list] = {}
+    for r in rows:
+        if 'seeds' not in r: continue # it was not run
+        mean = '' if r['ours'] is None else f"{round(r['ours'][0], 2) + 0.:.2f} "
+        by_images.setdefault(r['experiment'].split(',')[0], []).append(mean + r['reproduced'])
+    return '; '.join(f"{name} {', '.join(said)}" for name, said in sorted(by_images.items()))
 
 # %% ../nbs/support/claims.ipynb #c1a10043
 def _cell(r):

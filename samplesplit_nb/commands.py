@@ -7,7 +7,7 @@ __all__ = ['COMMANDS', 'save_result', 'demo', 'train_victim', 'certify_file', 'r
            'draw_figure', 'run_study']
 
 # %% ../nbs/support/commands.ipynb #c0330003
-import math, time
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -31,8 +31,9 @@ from .inversion import Inversion, invert_gradient
 from .metrics import score_candidates, score_table
 from .networks import MLP, Polynomial
 from .objectives import ReconstructionObjective
-from .options import (METHODS, CertifyOptions, DemoOptions, EvaluateOptions,
-    FigureOptions, InvertOptions, ReconstructOptions, StudyOptions, TrainOptions)
+from samplesplit_nb.options import (METHODS, CertifyOptions, DemoOptions, EvaluateOptions,
+    FigureOptions, InvertOptions, ReconstructOptions, StudyOptions, TrainOptions,
+    require_positive)
 from .presets import preset
 from .records import split_row, thin
 from .problems import (ATTACKS, Start, Trained, draw_start, load_collection,
@@ -41,10 +42,10 @@ from .runs import CONTROLS, MissingResult, Result, run, shown_images
 from .settings import OURS, Experiment, published
 from .splitting import Splitting, reconstruct
 from .storage import Checkpoint, load_arrays, save_arrays, save_figure, save_json
-from .studies import Study, get_study
+from .studies import get_study
 from .tables import table
-from .weights import (Description, InputShape, describe, input_shape,
-    load_network, pictures_to_rows, rows_to_pictures, save_weights)
+from .weights import (InputShape, describe, input_shape, load_network,
+    pictures_to_rows, rows_to_pictures, save_weights)
 
 # %% ../nbs/support/commands.ipynb #10dd314c
 def save_result(
@@ -97,6 +98,7 @@ def _images(o, task, d=None):
             'name the data that it was trained on')
     return data
 
+# %% ../nbs/support/commands.ipynb #c0330053
 def _about_images(o, data):
     "What a record says of them"
     return dict(name=o.data, n=len(data.X), data_seed=o.data_seed,
@@ -110,17 +112,10 @@ def _targets(data, outputs):
     "Labels (n,) as a network with so many outputs has them"
     return (data.y > 0).long() if outputs > 1 and data.y.is_floating_point() else data.y
 
-# %% ../nbs/support/commands.ipynb #c033001b
-def _check_positive(o, *names):
-    "ValueError for options that are given and not positive"
-    for name in names:
-        value = getattr(o, name)
-        require(value is None or (value > 0 and math.isfinite(value)), name, value, 'positive',
-                'leave it out for the default')
-
+# %% ../nbs/support/commands.ipynb #c0330055
 def _victim(o):
     "The network to train, as an `Experiment`"
-    _check_positive(o, 'width', 'steps')
+    require_positive(o, 'width', 'steps')
     ntk, own = o.method == 'ntk', OURS[o.method]
     require(not ntk or o.steps is None, 'steps', o.steps, 'left out for ntk',
             'that training is one exact solve')
@@ -165,6 +160,11 @@ def train_victim(
     for name in (*files, 'training.json'): say.wrote(out/name)
     return say.answer(trained, record)
 
+# %% ../nbs/support/commands.ipynb #c0330056
+def _outputs(model, takes):
+    "How many numbers the network gives for one input"
+    return model(next(model.parameters()).new_zeros(1, *takes.one)).shape[1]
+
 # %% ../nbs/support/commands.ipynb #189aae83
 def _on_data(o, model, takes, outputs):
     "(network that takes rows, the images (n, d) as it takes them, their labels (n,))"
@@ -175,10 +175,6 @@ def _on_data(o, model, takes, outputs):
             'name the data that it was trained on')
     net = model if takes.rows else Sequential(Unflatten(1, takes.shape), model)
     return net, pictures_to_rows(data.X, takes.shape).to(param), y.to(param.device)
-
-def _outputs(model, takes):
-    "How many numbers the network gives for one input"
-    return model(next(model.parameters()).new_zeros(1, *takes.one)).shape[1]
 
 # %% ../nbs/support/commands.ipynb #883b49e3
 def certify_file(
@@ -235,7 +231,7 @@ def _check_attack(o, method, outputs):
     fits = {'kkt': outputs == 1, 'multiclass': outputs > 1}.get(method, True)
     require(fits, 'method', method, f'one for {outputs} output{"s" if outputs > 1 else ""}',
             f'use `method` {"multiclass" if outputs > 1 else "kkt"}')
-    _check_positive(o, 'k', 'steps', 'lr', 'chunk_size')
+    require_positive(o, 'k', 'steps', 'lr', 'chunk_size')
 
 # %% ../nbs/support/commands.ipynb #64e4cb83
 def _before(o, model):
@@ -268,7 +264,7 @@ def _prepare(o):
     takes = input_shape(model, o.shape)
     _check_attack(o, method, _outputs(model, takes))
     dtype = next(model.parameters()).dtype
-    init = _before(o, model).to(dtype) if o.init else None
+    init:Any = _before(o, model).to(dtype) if o.init else None
     data = _images(o, _task(ATTACKS[method].classes), takes.d) if o.data else None
     e = _settings(o, method, str(dtype).removeprefix('torch.'))
     shape = None if takes.rows else takes.shape
@@ -284,8 +280,8 @@ def _scores(o, data, named):
                             None if unseen is None else unseen.X)
 
 # %% ../nbs/support/commands.ipynb #c4d75d72
-def _save_found(o, out, takes, data, arrays, record):
-    "Write arrays (x, lam, ...), pictures and the record; (the record with scores, the paths)"
+def _save_found(o, out, takes, data, arrays, record, say):
+    "Write arrays (x, lam, ...), pictures and the record, and say so; the record with scores"
     save_arrays(out/'reconstruction.npz', **arrays,
                 shape=np.array(takes.shape or (), dtype=int))
     rows, picture = rows_to_pictures(arrays['x'], takes.shape)
@@ -299,7 +295,8 @@ def _save_found(o, out, takes, data, arrays, record):
         save_figure(out/'candidates.png', candidates_figure(rows, arrays['lam'], picture))
         written.append('candidates.png')
     save_json(out/'reconstruction.json', record)
-    return record, [out/name for name in written]
+    for name in written: say.wrote(out/name)
+    return record
 
 # %% ../nbs/support/commands.ipynb #c033002d
 def _attack_record(o, ready, found):
@@ -316,25 +313,26 @@ def _attack_record(o, ready, found):
         history=thin(found.history, 100, timed=True),
         splits=[split_row(s) for s in found.splits])
 
-def _save_attack(o, out, ready, found):
-    "Write all files of a reconstruction; (its record, the paths)"
+# %% ../nbs/support/commands.ipynb #c0330059
+def _save_attack(o, out, ready, found, say):
+    "Write all files of a reconstruction and say so; its record"
     origins, own = found.origins.cpu(), getattr(ready.objective, 'labels', None)
     labels = {} if own is None else dict(labels=own.cpu()[origins])
     arrays = dict(x=found.x.cpu(), lam=found.lam.cpu(), origins=origins, **labels)
     return _save_found(o, out, ready.takes, ready.data, arrays,
-                       _attack_record(o, ready, found))
+                       _attack_record(o, ready, found), say)
 
 # %% ../nbs/support/commands.ipynb #c033002f
-def _descend(o, out, ready):
+def _descend(o, out, ready, say):
     "The `Reconstruction`; what there was is saved before a ReconstructionError"
-    e = ready.experiment
+    e, (x, lam) = ready.experiment, ready.start
     running = Running(
         seed=e.seed, progress='reconstruct',
         checkpoint=Checkpoint(out/'state.safetensors') if o.checkpoint else None)
-    try: return reconstruct(ready.objective, *ready.start, make_descent(e, e.k),
-                            ready.splitting, running)
+    try: return reconstruct(ready.objective, x, lam, make_descent(e, e.k), ready.splitting,
+                            running)
     except ReconstructionError as failed:
-        _save_attack(o, out, ready, failed.last)
+        _save_attack(o, out, ready, failed.last, say)
         raise ReconstructionError(
             f"the objective stopped being finite; use a smaller `lr` (now {e.lr:g}); what "
             f'was found before is in {out/"reconstruction.npz"}', failed.last) from failed
@@ -362,12 +360,11 @@ def reconstruct_file(
         'conditions need not hold; --method ntk needs the weights before training')
     say(f"attack: {o.preset or ready.method}, k = {e.k}, {e.steps} steps, "
         f"{'no splitting' if ready.splitting is None else 'with splitting'}")
-    found = _descend(o, out, ready)
+    found = _descend(o, out, ready, say)
     say(f'result: {found.result}; objective {found.history.loss[0]:.1e} -> '
         f'{found.history.loss[-1]:.1e}')
     for s in found.splits: say(f'  step {s.step}: {s.result}')
-    record, files = _save_attack(o, out, ready, found)
-    for path in files: say.wrote(path)
+    record = _save_attack(o, out, ready, found, say)
     if 'scores' in record: say.exactly(score_table(record['scores']))
     return say.answer(found, record)
 
@@ -377,13 +374,13 @@ def _ready_to_invert(o):
     require(o.init is not None, 'init', None,
             'the weights before training: what is read is the step from them',
             'give `init` FILE; the method kkt of `samplesplit reconstruct` needs none')
-    _check_positive(o, 'samples', 'directions', 'rounds')
+    require_positive(o, 'samples', 'directions', 'rounds')
     model = load_network(o.weights, o.module, device=pick_device(o.device))
     require(isinstance(model, MLP), 'module', o.module,
             'a function that returns an MLP of samplesplit_nb.networks',
             '`samplesplit reconstruct` takes any module')
     init, takes = _before(o, model), input_shape(model, o.shape)
-    data = _images(o, _task(model.widths[-1] > 1), takes.d) if o.data else None
+    data = _images(o, _task(_outputs(model, takes) > 1), takes.d) if o.data else None
     return model, init, takes, data
 
 # %% ../nbs/support/commands.ipynb #c0330038
@@ -396,6 +393,7 @@ def _inversion(o, model, init):
         if 'samples=None' not in str(e): raise
         raise ValueError(f'{e}, and check that `init` is this network before training') from e
 
+# %% ../nbs/support/commands.ipynb #c033005b
 def _inversion_record(o, model, found, seconds):
     "The result in numbers, and its arrays"
     c = found.multipliers.cpu()
@@ -428,8 +426,7 @@ def invert_files(
         f'{"given" if o.samples else "counted"}; {found.remainder:.1e} of the step is left; '
         f'{seconds:.2g} seconds')
     record, arrays = _inversion_record(o, model, found, seconds)
-    record, files = _save_found(o, out, takes, data, arrays, record)
-    for path in files: say.wrote(path)
+    record = _save_found(o, out, takes, data, arrays, record, say)
     if 'scores' in record: say.exactly(score_table(record['scores']))
     return say.answer(found, record)
 
@@ -441,9 +438,9 @@ def _read_found(path):
     try: arrays = load_arrays(path)
     except (ValueError, AttributeError, KeyError, EOFError, BadZipFile): arrays = {}
     found = [v for k, v in arrays.items() if k == 'x' or k.startswith('x_')]
-    require(found and all(v.ndim == 2 and len(v) and v.dtype.kind == 'f' for v in found),
-            'reconstruction', path, 'an .npz file with candidates x (k, d), k at least 1',
-            remedy)
+    good = [v.ndim == 2 and len(v) > 0 and v.dtype.kind == 'f' for v in found]
+    require(len(good) > 0 and all(good), 'reconstruction', path,
+            'an .npz file with candidates x (k, d), k at least 1', remedy)
     return arrays
 
 # %% ../nbs/support/commands.ipynb #c033003f
@@ -480,6 +477,7 @@ def _study(name, o):
     return replace(study, experiments={label: replace(e, device=o.device)
                                        for label, e in study.experiments.items()})
 
+# %% ../nbs/support/commands.ipynb #c033005d
 def _records(study, label, o, say):
     "The saved results of one experiment; what is missing is run, if it may"
     try: return study.records(label, o.results, run_missing=False)
@@ -503,6 +501,7 @@ def _found_line(row):
     return (f"{what} {interval_text(*row['ours'])}, above {row['beyond']:g}? "
             f"{row['reproduced']}")
 
+# %% ../nbs/support/commands.ipynb #c033005f
 def _findings_text(rows):
     "Each claim, then what every experiment says to it"
     lines, claim = [], None
@@ -555,15 +554,16 @@ def _compared(study, label, records):
             runs[which] |= asdict(improvement(records, after=which))
     return dict(label=label, score=records[0].score.name, seeds=list(study.seeds), runs=runs)
 
+# %% ../nbs/support/commands.ipynb #c0330061
 def _compared_lines(row):
     "The same as cells of a table"
     lines = []
-    for which, run in row['runs'].items():
-        gain = '' if 'mean' not in run else (
-            f"{run['mean']:+.2f} [{run['low']:+.2f}, {run['high']:+.2f}], {run['improved']} "
-            f"of {run['improved'] + run['same'] + run['worse']}")
-        lines.append([f"{row['label']}, {row['score']}: {WORDS.get(which, which)}",
-                      *(f'{mean:.2f}' for mean in run['means']), gain])
+    for name, r in row['runs'].items():
+        gain = '' if 'mean' not in r else (
+            f"{r['mean']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}], {r['improved']} of "
+            f"{r['improved'] + r['same'] + r['worse']}")
+        lines.append([f"{row['label']}, {row['score']}: {WORDS.get(name, name)}",
+                      *(f'{mean:.2f}' for mean in r['means']), gain])
     return lines
 
 # %% ../nbs/support/commands.ipynb #c033004b

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['File', 'Dir', 'Name', 'Method', 'METHODS', 'OPTIONS', 'ComputeOptions', 'NetworkOptions', 'ImageOptions',
            'GivenImages', 'KnownImages', 'ResultOptions', 'DemoOptions', 'FigureOptions', 'StudyOptions',
-           'TrainOptions', 'ReconstructOptions', 'InvertOptions', 'EvaluateOptions', 'CertifyOptions', 'field_comments',
-           'docments', 'registered', 'study_help']
+           'TrainOptions', 'ReconstructOptions', 'InvertOptions', 'EvaluateOptions', 'CertifyOptions',
+           'require_positive', 'field_comments', 'docments', 'registered', 'study_help']
 
 # %% ../nbs/support/options.ipynb #0b710003
-import ast, io, tokenize
+import ast, io, math, tokenize
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Annotated, Literal, get_args
+from .checks import require
 
 # %% ../nbs/support/options.ipynb #0b710007
 # a value of the command line, by what it names there: a path to read, a folder to fill, images
@@ -203,6 +204,17 @@ OPTIONS:dict[str, type] = dict(
     invert=InvertOptions, reconstruct=ReconstructOptions, evaluate=EvaluateOptions,
     certify=CertifyOptions)
 
+# %% ../nbs/support/options.ipynb #0b710039
+def require_positive(
+    options, # an object of one of these classes
+    *names:str # of its fields
+)->None:
+    "ValueError for a field that is given and is not a positive number"
+    for name in names:
+        value = getattr(options, name)
+        require(value is None or (value > 0 and math.isfinite(value)), name, value, 'positive',
+                'leave it out for the default')
+
 # %% ../nbs/support/options.ipynb #0b71002d
 def _remarks(source):
     "{line: (alone on its line?, comment)} of a text in Python"
@@ -251,11 +263,13 @@ def registered(
     "The functions in it that are decorated by `register(name)`"
     found = {}
     for f in ast.parse(source).body:
-        for d in f.decorator_list if isinstance(f, ast.FunctionDef) else ():
+        if not isinstance(f, ast.FunctionDef): continue
+        for d in f.decorator_list:
             if isinstance(d, ast.Call) and ast.unparse(d.func) == 'register':
                 found[ast.literal_eval(d.args[0])] = ast.get_docstring(f) or ''
     return found
 
 def study_help()->dict[str, str]: # name -> what it holds, in a line
     "What `samplesplit experiment` can run, read without importing it"
-    return {name: text.partition('\n')[0] for name, text in registered(_source('studies')).items()}
+    found = registered(_source('studies'))
+    return {name: text.partition('\n')[0] for name, text in found.items()}

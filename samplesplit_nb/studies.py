@@ -13,7 +13,6 @@ from inspect import getdoc
 from pathlib import Path
 from typing import Any
 from .checks import require
-from .records import Record
 from .runs import CONTROLS, PEELINGS, load_or_run
 from .settings import OURS, Experiment, published
 from .storage import load_arrays
@@ -56,9 +55,9 @@ class Study(_Planned):
         **options # of `load_or_run`: run_missing, cache, progress
     )->list: # of `Record`s, one per seed
         "Load them, or run what is missing"
-        return [Record(load_or_run(self.experiment(label, seed), self.path(label, seed, root),
-                                   self.runs, images=self.images and seed == self.seeds[0],
-                                   **options)) for seed in self.seeds]
+        return [load_or_run(self.experiment(label, seed), self.path(label, seed, root),
+                            self.runs, images=self.images and seed == self.seeds[0],
+                            **options) for seed in self.seeds]
 
     def kept_images(self, label:str, root:str|Path='results')->dict:
         "Arrays of the first seed, see `shown_images`"

@@ -1369,7 +1369,7 @@ def test_mistakes_about_figures_and_studies(tmp_path, cli, monkeypatch):
 
 
 def test_each_preset_has_a_line_of_help(cli):
-    from samplesplit_nb.experiments import STUDIES
+    from samplesplit_nb.studies import STUDIES
 
     status, out, _ = cli('experiment', '--help')
     assert status == 0

@@ -231,7 +231,7 @@ def test_the_table_of_claims_is_what_the_saved_results_say():
         for c in json.loads((ROOT / 'nbs' / 'index.ipynb').read_text())['cells']
         if 'findings(' in ''.join(c['source']) and c['cell_type'] == 'code'
     )
-    from samplesplit_nb.experiments import FIGURES, findings
+    from samplesplit_nb.claims import FIGURES, findings
 
     names = dict(
         FIGURES=FIGURES, findings=lambda scale, root: findings(scale, root=ROOT / 'results'), Markdown=str
@@ -246,7 +246,7 @@ def test_the_table_of_claims_is_what_the_saved_results_say():
 
 
 def test_the_gain_of_each_seed_is_what_the_saved_results_say():
-    from samplesplit_nb.experiments import get_study
+    from samplesplit_nb.studies import get_study
 
     gains = []
     for record in get_study('controls').records('half', ROOT / 'results', run_missing=False):

@@ -53,7 +53,9 @@ class Report(_Told):
     "What a command says while it works, for its `Answer`"
     files:tuple[Path, ...] = () # said to be there
 
-    def __call__(self, text:str)->None:
+    def __call__(self,
+        text:str # lines of sentences
+    )->None:
         "Say sentences, in lines of at most 100 characters"
         self.exactly(_wrapped(text))
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 from torch import Tensor
 from .metrics import nearest_l2, top_samples
 from .records import Record
@@ -61,7 +62,8 @@ def headline(
 )->None:
     "Title, caption and legend, none of them on the axes"
     wide = fig.bbox.width/fig.figure.dpi
-    fig.suptitle(fill(finding, int(12.5*wide)), fontsize=_TITLE, x=.01, ha='left')
+    size = _TITLE if fig is fig.figure else 10 # of the whole, of a part
+    fig.suptitle(fill(finding, int(12.5*wide)), fontsize=size, x=.01, ha='left')
     lines = _legend_below(fig, legend, int(wide/2.2)) if legend is not None else 0
     if caption: # above the legend, for which it leaves room
         fig.supxlabel(fill(caption, int(17*wide)) + '\n\n'*lines, fontsize=_SMALL,
@@ -88,7 +90,7 @@ _LABEL, _SCORE, _GAP = 1., .17, .16
 
 def balanced(
     count:int, # samples
-    most:int=15 # in one line
+    most:int=18 # in one line
 )->int:
     "Columns of a grid whose lines are as equal as they can be"
     return -(-count//(-(-count//most)))
@@ -195,6 +197,8 @@ def plot_curve(
     style = (dict(lw=.8, alpha=.45) if faint
              else dict(lw=1.6, label=method if label is None else label))
     (ax.semilogy if log else ax.plot)(step, value, color=COLORS[method], **style)
+    if log: ax.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(.7, .3)))
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.set_xlabel('gradient step')
     return ax
 
@@ -402,8 +406,8 @@ def draw_paths(
     axs = fig.subplots(len(found), 3, squeeze=False)
     for line, (records, _) in zip(axs, found):
         for ax, (words, i) in zip(line, representative(records[0]).items()):
-            draw_path(ax, records[0], i)
+            draw_path(ax, records[0], i).set_xlabel('')
             ax.set_title(f'{panel_title(records[0])}\nsample {i}: {words}', fontsize=10)
-            if line is not axs[-1]: ax.set_xlabel('')
         line[0].set_ylabel(score_label(records[0]))
+    for ax in axs[-1]: ax.set_xlabel('gradient step')
     return fig

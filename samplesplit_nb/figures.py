@@ -241,7 +241,7 @@ def device(record:Record)->str:
 
 # %% ../nbs/support/figures.ipynb #f16a001a
 def panel_title(record:Record)->str:
-    "Images, n and k"
+    "The images, how many, and k: what a panel of a figure is about"
     data = record.config['data']
     data = {'mnist': 'MNIST', 'cifar10': 'CIFAR-10'}.get(data, data)
     return f"{data}, n = {record.n}, k = {record.k('plain').start}"

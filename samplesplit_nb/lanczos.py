@@ -47,7 +47,7 @@ class RitzPairs(NamedTuple):
 
 # %% ../nbs/support/lanczos.ipynb #7d8226a7
 def _smallest_ritz(alphas, betas, used, scale):
-    "Smallest eigenvalue of each tridiagonal matrix (k,), its eigenvector (k, m), the residual bound (k,)"
+    "Of each tridiagonal matrix: smallest eigenvalue (k,), its vector (k, m), residual (k,)"
     # slots unused after a breakdown hold a number above every Ritz value
     T = torch.diag_embed(torch.where(used, alphas, torch.where(scale > 0, 4*scale, 1)).T)
     T = T + torch.diag_embed(betas[:-1].T, 1) + torch.diag_embed(betas[:-1].T, -1)
@@ -59,9 +59,9 @@ def lanczos_min(
     matvec, # from (k, d) to (k, d): row i is A_i v_i, each A_i symmetric
     start:Tensor, # (k, d) start vectors, no row zero
     num_matvecs:int, # order of the Krylov space, 1 <= num_matvecs <= d
-    tol:float|None=None # stop once every residual is below tol |A_i|; None: never before num_matvecs
+    tol:float|None=None # stop once every residual is below tol |A_i|; None: take them all
 )->RitzPairs: # ValueError for an impossible num_matvecs
-    "The smallest Ritz pair of k symmetric matrices at once, with full re-orthogonalisation done twice (Lanczos 1950)"
+    "Smallest Ritz pairs of k matrices at once, re-orthogonalised twice (Lanczos 1950)"
     d = start.shape[1]
     require(1 <= num_matvecs <= d, 'num_matvecs', num_matvecs,
             f'between 1 and the dimension {d}', 'more products than dimensions bring nothing')

@@ -19,11 +19,12 @@ from .objectives import ReconstructionObjective
 from .optimisers import geometric, hold_then_decay
 from .splitting import reconstruct
 
-# %% ../nbs/beyond/peeling.ipynb #9ee10011
+# %% ../nbs/beyond/peeling.ipynb #9ee10009
 def _length_left(objective, x, lam):
     "|r|, and a tiny number where nothing is left"
     return objective.loss(x, lam).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
 
+# %% ../nbs/beyond/peeling.ipynb #9ee10011
 def strength(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d) candidates
@@ -38,19 +39,29 @@ def _check_range(pair):
     require(len(pair) == 2 and 0 < min(pair) < math.inf, 'sharpness_range', pair,
             'two positive numbers', 'use (50., 200.) in a search, (200., 2000.) to sharpen')
 
+# %% ../nbs/beyond/peeling.ipynb #9ee10040
 @dataclass(frozen=True)
 class Search:
     "How `peel` searches; multipliers are eliminated; ValueError for impossible values"
     steps:int # gradient steps in all, those of sharpening included
     lr:float=0.02 # learning rate of x
-    sharpness_range:tuple|None=(50., 200.) # of the softened ReLU, first and last; None: a smooth network
+    sharpness_range:tuple|None=(50., 200.) # of the ReLU, first and last; None: a smooth map
     hold:float=0.7 # part of a search at the full rate, see `hold_then_decay`
-    optimizer:str|Callable='adam' # name in `OPTIMIZERS`, or from parameter groups to an optimiser
+    optimizer:str|Callable='adam' # a name in `OPTIMIZERS`, or parameter groups -> optimiser
 
     def __post_init__(self):
         Descent(self.steps, self.lr, optimizer=self.optimizer) # has the checks of these
         if self.sharpness_range is not None: _check_range(self.sharpness_range)
         require(0 <= self.hold < 1, 'hold', self.hold, 'in [0, 1)', 'use 0.7')
+
+# %% ../nbs/beyond/peeling.ipynb #9ee10041
+def _check_peeling(p):
+    "ValueError for rounds and parts that are none"
+    require(is_count(p.rounds, 0), 'rounds', p.rounds, 'a whole number, at least 0', 'use 2')
+    for name in ('fresh', 'slow'):
+        require(0 < getattr(p, name) <= 1, name, getattr(p, name), 'in (0, 1]', 'use 0.25')
+    require(0 <= p.keep < math.inf, 'keep', p.keep, 'at least 0 and finite', 'use 1')
+    _check_range(p.sharpness_range)
 
 # %% ../nbs/beyond/peeling.ipynb #c96d39ed
 @dataclass(frozen=True)
@@ -60,37 +71,32 @@ class Peeling:
     fresh:float=0.25 # candidates added in a round, as a part of those of the first search
     keep:float=1. # kappa: a candidate stays while |lam_i f(x_i)| > keep |r|
     sharpness_range:tuple=(200., 2000.) # of the softened ReLU while candidates are sharpened
-    slow:float=0.25 # rate at the start of sharpening, as a part of lr; it falls as 1 / sharpness
-    deflate:bool=True # aim fresh candidates at the residual; False: a control, all at the target
-
-    def __post_init__(self):
-        require(is_count(self.rounds, 0), 'rounds', self.rounds, 'a whole number, at least 0',
-                'use 2')
-        for name in ('fresh', 'slow'):
-            require(0 < getattr(self, name) <= 1, name, getattr(self, name), 'in (0, 1]',
-                    'use 0.25')
-        require(0 <= self.keep < math.inf, 'keep', self.keep, 'at least 0 and finite', 'use 1')
-        _check_range(self.sharpness_range)
+    slow:float=0.25 # rate when sharpening starts, as a part of lr; falls as 1 / sharpness
+    deflate:bool=True # aim fresh candidates at the residual; False: at the target, a control
+    def __post_init__(self): _check_peeling(self)
 
     @property
     def units(self)->int:
-        "Equal parts of a run: four to search, one to sharpen; each round 1 + 2 + 1, see `peel`"
+        "Equal parts of a run: 4 to search, 1 to sharpen; in each round 1 + 2 + 1, see `peel`"
         return 5 + 4*self.rounds
 
 # %% ../nbs/beyond/peeling.ipynb #9ee10017
 class _Stages:
-    "Runs one after the other, told as one run"
+    "Runs one after the other, each with its own checkpoint"
     def __init__(self, running):
         self.running, self.history = running, History()
         self.step, self.seconds, self.number = 0, 0., 0
 
     def file(self):
-        "The checkpoint of this stage"
+        "The checkpoint of this stage, numbered"
         kept = self.running.checkpoint
         if kept is None: return None
         path = Path(kept.path)
         return replace(kept, path=path.with_name(f'{path.stem}-{self.number}{path.suffix}'))
 
+# %% ../nbs/beyond/peeling.ipynb #9ee10042
+class _Told(_Stages):
+    "And told as one run"
     def tell(self, stage, kept, unit):
         "Add a stage to the history; its first report is the last one of the stage before"
         for i in range(min(self.number, 1), len(stage.step)):
@@ -99,22 +105,25 @@ class _Stages:
                              self.seconds + stage.seconds[i])
 
 # %% ../nbs/beyond/peeling.ipynb #9ee10020
-class _Stage(_Stages):
-    "And how one of them is run"
+class _Watched(_Told):
+    "And watched as one run"
     def seen(self, kept, size, listener, step, loss, x, lam):
         "What a callback of the whole is told by a stage"
         if kept is not None: x, lam = torch.cat([kept[0], x]), torch.cat([kept[1], size*lam])
         return listener(self.step + step, loss*size**2, x, lam)
 
     def watched(self, kept, size):
-        "How this stage is run: its own file, its number in the bar, the callbacks of the whole"
+        "How this stage is run: its own file and number in the bar, the callbacks of the whole"
         r = self.running
         tell = [partial(self.seen, kept, size, f) for f in r.listeners('report')]
         return replace(r, callbacks=tell, checkpoint=self.file(),
                        progress=f'{r.progress} {self.number}' if r.progress else False)
 
+# %% ../nbs/beyond/peeling.ipynb #9ee10043
+class _Stage(_Watched):
+    "And how one of them is run"
     def run(self, objective, x, descent, kept=None, size=1.):
-        "x after this descent; `kept` = (x, lam) do not move, `size` is the target's unit of length"
+        "x after this descent; `kept` = (x, lam) do not move, `size` is the unit of length"
         lam = x.new_zeros(objective.multiplier_shape(len(x)))
         found = reconstruct(objective, x, lam, descent, None, self.watched(kept, size))
         self.tell(found.history, 0 if kept is None else len(kept[0]), size**2)
@@ -123,8 +132,8 @@ class _Stage(_Stages):
         return found.x
 
 # %% ../nbs/beyond/peeling.ipynb #7346c60f
-class _Searches(_Stage):
-    "Searches and sharpenings of one objective"
+class _Scheduled(_Stage):
+    "And how sharp the activation is in each"
     def __init__(self, objective, k, search, peeling, running):
         super().__init__(running)
         self.given, self.k, self.s, self.p = objective, k, search, peeling
@@ -133,9 +142,12 @@ class _Searches(_Stage):
         self.unit = search.steps//peeling.units//every*every
 
     def schedule(self, pair, steps):
-        "The sharpness from first to last; None: a smooth network has none"
+        "The sharpness from first to last; None: a smooth map has none"
         return geometric(pair[0], pair[1], steps) if self.soft else None
 
+# %% ../nbs/beyond/peeling.ipynb #9ee10044
+class _Searches(_Scheduled):
+    "Searches"
     def search(self, objective, x, steps, **shown):
         "x after a run at full rate, then decaying"
         return self.run(objective, x, Descent(
@@ -143,6 +155,9 @@ class _Searches(_Stage):
             sharpen=self.schedule(self.s.sharpness_range, steps), optimizer=self.s.optimizer),
             **shown)
 
+# %% ../nbs/beyond/peeling.ipynb #9ee10046
+class _Sharpening(_Searches):
+    "And sharpenings"
     def sharpen(self, x, rows):
         "x after a run at small rates while the activation sharpens"
         first, last = self.p.sharpness_range if self.soft else (1., 1.)
@@ -152,8 +167,8 @@ class _Searches(_Stage):
             sharpen=self.schedule((first, last), self.unit), optimizer=self.s.optimizer))
 
 # %% ../nbs/beyond/peeling.ipynb #9ee10025
-class _Peel(_Searches):
-    "And rounds of looking again"
+class _Keeping(_Sharpening):
+    "And what stays"
     def solved(self, x, rows):
         "(objective at the last sharpness, the best multipliers)"
         own = self.given.select(rows)
@@ -167,19 +182,27 @@ class _Peel(_Searches):
         stays = size >= min(self.p.keep, size.max().item())
         return self.sharpen(x[stays], rows[stays]), rows[stays]
 
+# %% ../nbs/beyond/peeling.ipynb #9ee10048
+class _Finding(_Keeping):
+    "And what else there is"
+    def find(self, x, rows, start, fresh):
+        "What fresh candidates find at the residual; there |r| is the unit of length"
+        own, lam = self.solved(x, rows)
+        size = _length_left(own, x, lam)
+        aimed = self.given.select(fresh).retargeted([r/size for r in own.residual(x, lam)])
+        return self.search(aimed, start, 2*self.unit, kept=(x, lam), size=size.item())
+
+# %% ../nbs/beyond/peeling.ipynb #9ee10050
+class _Peel(_Finding):
+    "And a round of looking again"
     def look_again(self, x, rows, draw, number):
         "What contributes, and what a search finds besides"
         x, rows = self.kept(x, rows)
         fresh = torch.arange(max(round(self.p.fresh*self.k), 1), device=x.device)
         start, both = draw(len(fresh), number), torch.cat([rows, fresh])
-        if not self.p.deflate:
-            x = self.search(self.given.select(both), torch.cat([x, start]), 2*self.unit)
-            return self.sharpen(x, both), both
-        own, lam = self.solved(x, rows)
-        size = _length_left(own, x, lam)
-        aimed = self.given.select(fresh).retargeted([r/size for r in own.residual(x, lam)])
-        found = self.search(aimed, start, 2*self.unit, kept=(x, lam), size=size.item())
-        return self.sharpen(torch.cat([x, found]), both), both
+        if self.p.deflate: x = torch.cat([x, self.find(x, rows, start, fresh)])
+        else: x = self.search(self.given.select(both), torch.cat([x, start]), 2*self.unit)
+        return self.sharpen(x, both), both
 
 # %% ../nbs/beyond/peeling.ipynb #89a5df4d
 @torch.no_grad()
@@ -190,10 +213,11 @@ def peel(
     search:Search,
     peeling:Peeling=Peeling(),
     running:Running=Running() # each stage has a checkpoint beside the one named, numbered
-)->Reconstruction: # ValueError for bad input; ReconstructionError if the loss stops being finite
-    "Reconstruct, keep what contributes, look for the rest in the residual, and again; multipliers are eliminated"
-    run, least = _Peel(objective, k, search, peeling, running), peeling.units*running.report_every
-    require(run.unit >= 1, 'steps', search.steps, f'at least {peeling.units}*report_every={least}',
+)->Reconstruction: # ValueError for bad input; ReconstructionError if it diverges
+    "Reconstruct, keep what contributes, look for the rest in the residual, and again"
+    run, least = _Peel(objective, k, search, peeling, running), peeling.units
+    require(run.unit >= 1, 'steps', search.steps,
+            f'at least {least}*report_every={least*running.report_every}',
             'take more steps, fewer rounds or more frequent reports')
     x, rows = draw(k, 0), torch.arange(k)
     rows = rows.to(x.device)

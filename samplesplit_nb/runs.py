@@ -23,7 +23,8 @@ from .peeling import Peeling, Search, peel
 from .problems import Problem, draw_start, make_descent, make_splitting, prepare
 from .records import Record, Run, code_commit, environment, run_record
 from .settings import Experiment, config, fingerprint
-from .splitting import RandomSplits, reconstruct
+from .splitting import reconstruct
+from .rules import RandomSplits
 from .storage import Checkpoint, digest, load_json, save_arrays, save_json
 
 # %% ../nbs/support/runs.ipynb #490feb11

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['splitting_product', 'splitting_matrix', 'min_curvature', 'offspring', 'SplitSeries', 'split_series', 'Event',
-           'Proposal', 'CurvatureLimits', 'LowestCurvature', 'SplitLine', 'LineSearch', 'SplitRule', 'AfterSplit',
-           'split_samples', 'RandomSplits', 'PublishedChoice', 'PublishedRule', 'Every', 'SmallGradient', 'Plateau',
-           'Stop', 'Splitting', 'reconstruct']
+           'Proposal', 'CurvatureLimits', 'LowestCurvature', 'SplitLine', 'StepLimits', 'LineSearch', 'SplitRule',
+           'AfterSplit', 'split_samples', 'Every', 'SmallGradient', 'Plateau', 'Stop', 'Splitting', 'reconstruct']
 
 # %% ../nbs/02_splitting.ipynb #71aa0880
 import bisect, math, time
@@ -14,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.func import jvp
 from .checks import is_count, require
@@ -40,8 +38,8 @@ def splitting_product(
     x:Tensor, # (k, d) candidates
     lam:Tensor, # (k,) multipliers; (k, outputs) where the objective has several
     residual:list|None=None # r, if already known, or to be held at another value
-)->Callable: # from v (k, d) to (k, d): row i is S(x_i) v_i; ValueError for bad shapes or numbers
-    "Products with the splitting matrices of all candidates at once, without forming them (paper, section 5.2); the residual is frozen"
+)->Callable: # v (k, d) -> (k, d), row i is S(x_i) v_i; ValueError for bad shapes or numbers
+    "Products with all splitting matrices at once, never formed; r is frozen (paper, 5.2)"
     objective.check(x, lam)
     with torch.no_grad():
         if residual is None: residual = objective.residual(x, lam)
@@ -72,7 +70,7 @@ def splitting_matrix(
 
 # %% ../nbs/02_splitting.ipynb #790a44f5
 def _randn_like(x, generator):
-    "Normal numbers drawn on the CPU in float64, so that a seed means the same on every device and dtype"
+    "Normal numbers, drawn in float64 on the CPU: a seed means the same everywhere"
     return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
 
 def _seeded(generator):
@@ -84,13 +82,13 @@ def min_curvature(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d) candidates
     lam:Tensor, # (k,) or (k, outputs) multipliers
-    num_matvecs:int=20, # Lanczos products per candidate (paper, appendix C.1); at most d are used
+    num_matvecs:int=20, # Lanczos products per candidate (paper, C.1); at most d are used
     generator:torch.Generator|None=None, # of the start vectors, on the CPU; None: seed 0
     tol:float|None=None, # stop early, see `lanczos_min`
     chunk_size:int|None=None, # candidates at a time, where memory is short; None: all
     residual:list|None=None # r, if already known
 )->RitzPairs: # values: lambda_min(S(x_i)), in loss per squared pixel unit
-    "The lowest eigenpair of every splitting matrix by batched Lanczos, and how exact it is; ValueError for bad shapes or numbers"
+    "The lowest eigenpair of every S(x_i), and how exact; ValueError for bad shapes or numbers"
     objective.check(x, lam)
     require(chunk_size is None or is_count(chunk_size, 1), 'chunk_size', chunk_size,
             'None or a whole number, at least 1', 'try 256')
@@ -120,17 +118,18 @@ def offspring(
 
 # %% ../nbs/02_splitting.ipynb #58d788af
 def _derivative(f, order):
-    "The derivative of that order at 0 of f: number -> tensor or list of tensors, by nested forward mode"
+    "The derivative of that order at 0 of f: number -> tensors, by nested forward mode"
     lift = lambda g: lambda t: jvp(g, (t,), (torch.ones_like(t),))[1]
     for _ in range(order): f = lift(f)
     return f
 
-# %% ../nbs/02_splitting.ipynb #58d788ae
+# %% ../nbs/02_splitting.ipynb #58d788b1
 class SplitSeries(NamedTuple):
     "How the loss changes along a split: L(eta) = L + a eta^2/2 + c eta^4/24 + O(eta^6)"
     a:float # sum v'Sv
-    c:float # 6 |sum lam_i f_i''[v,v]|^2 - 2 <r, sum lam_i f_i''''[v,v,v,v]>
+    c:float # 6 |sum lam_i f_i''[v,v]|^2 - 2 <r, sum lam_i f_i^(4)[v,v,v,v]>
 
+# %% ../nbs/02_splitting.ipynb #58d788ae
 def split_series(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d)
@@ -147,41 +146,47 @@ def split_series(
     c = 6*sum(b.square().sum() for b in bend) - 2*_derivative(along, 4)(zero)
     return SplitSeries(a.item(), c.item())
 
-# %% ../nbs/02_splitting.ipynb #c0de0001
+# %% ../nbs/02_splitting.ipynb #c0de0000
 class Event(NamedTuple):
     "What a rule may want to know about the event, beside the candidates"
     number:int # events before this one
     step:int # gradient steps before it
     generator:torch.Generator # of random numbers, on the CPU
 
+# %% ../nbs/02_splitting.ipynb #c0de0001
 class Proposal(NamedTuple):
     "What a rule would split"
-    indices:Tensor # (s,) of the candidates, the best first: if no step helps, the last ones are left out
+    indices:Tensor # (s,) the best first: if no step helps, the last ones are left out
     directions:Tensor # (s, d) unit vectors
-    curvature:RitzPairs|None=None # of all k candidates, for the record; None: looked up afterwards
+    curvature:RitzPairs|None=None # of all k candidates, for the record; None: found afterwards
     why:str='the rule proposes none' # in words, if `indices` is empty
+
+# %% ../nbs/02_splitting.ipynb #c0de0051
+def _check_limits(rule):
+    "ValueError for limits that nothing or everything would obey"
+    require(-math.inf < rule.threshold < 0, 'threshold', rule.threshold, 'negative and finite',
+            'use a small negative number such as -1e-6 to split at any negative curvature')
+    require(0 < rule.max_fraction <= 1, 'max_fraction', rule.max_fraction, 'in (0, 1]',
+            'the paper uses 0.5')
+    require(rule.at_once is None or is_count(rule.at_once, 1), 'at_once', rule.at_once,
+            'None or a whole number, at least 1', '1 splits one candidate at a time')
+    require(is_count(rule.num_matvecs, 1), 'num_matvecs', rule.num_matvecs,
+            'a whole number, at least 1', 'the paper uses 20')
 
 # %% ../nbs/02_splitting.ipynb #c0de0003
 @dataclass(frozen=True)
 class CurvatureLimits:
     "How low a curvature must be, and how many split; ValueError for impossible values"
-    threshold:float=-0.1 # lambda_* < 0: only candidates with lambda_min(S) below it (paper, C.1)
+    threshold:float=-0.1 # lambda_*: only candidates with lambda_min(S) below it (paper, C.1)
     relative:bool=False # threshold in units of |target|^2 instead of absolute
     max_fraction:float=0.5 # at most this part of the candidates in one event (paper, C.1)
-    at_once:int|None=None # and at most this many; 1: one at a time, as Algorithm 1 is written
+    at_once:int|None=None # and at most so many; 1: one at a time, as Algorithm 1 is written
     num_matvecs:int=20 # Lanczos products per candidate (paper, C.1)
+    def __post_init__(self): _check_limits(self)
 
-    def __post_init__(self):
-        require(-math.inf < self.threshold < 0, 'threshold', self.threshold,
-                'negative and finite',
-                'use a small negative number such as -1e-6 to split at any negative curvature')
-        require(0 < self.max_fraction <= 1, 'max_fraction', self.max_fraction, 'in (0, 1]',
-                'the paper uses 0.5')
-        require(self.at_once is None or is_count(self.at_once, 1), 'at_once', self.at_once,
-                'None or a whole number, at least 1', '1 splits one candidate at a time')
-        require(is_count(self.num_matvecs, 1), 'num_matvecs', self.num_matvecs,
-                'a whole number, at least 1', 'the paper uses 20')
-
+# %% ../nbs/02_splitting.ipynb #c0de0053
+class _Counting(CurvatureLimits):
+    "And how many that are"
     def below(self, objective, values:Tensor)->int: # (k,)
         "How many of these curvatures `values` lie below the threshold"
         scale = sum(t.square().sum() for t in objective.target).item() if self.relative else 1.
@@ -191,9 +196,14 @@ class CurvatureLimits:
         "How many of k candidates may split, if so many lie `below` the threshold"
         return min(below, int(self.max_fraction*k), self.at_once or below)
 
+# %% ../nbs/02_splitting.ipynb #c0de0054
+def _why_none(below, k):
+    "Why a rule splits nothing, if it does not"
+    if not below: return 'no curvature below the threshold'
+    return f'the rule allows none of {count_of(k)} ({below} below the threshold)'
+
 # %% ../nbs/02_splitting.ipynb #c0de0005
-@dataclass(frozen=True)
-class LowestCurvature(CurvatureLimits):
+class LowestCurvature(_Counting):
     "Splits the candidates of lowest curvature, each along its lowest eigenvector"
     def propose(self, objective, x:Tensor, lam:Tensor, event:Event)->Proposal: # (k, d), (k,)
         "Most negative curvature first"
@@ -202,13 +212,8 @@ class LowestCurvature(CurvatureLimits):
         chosen = pairs.values.argsort()[:self.allowed(below, len(x))]
         return Proposal(chosen, pairs.vectors[chosen], pairs, _why_none(below, len(x)))
 
-def _why_none(below, k):
-    "Why a rule splits nothing, if it does not"
-    if not below: return 'no curvature below the threshold'
-    return f'the rule allows none of {count_of(k)} ({below} below the threshold)'
-
-# %% ../nbs/02_splitting.ipynb #c0de0008
-class SplitLine:
+# %% ../nbs/02_splitting.ipynb #c0de0055
+class _Line:
     "L along one split, as a function of the step eta alone"
     def __init__(self,
         objective:ReconstructionObjective,
@@ -220,6 +225,9 @@ class SplitLine:
         self.before, self.curvature = before, curvature
         self.known:dict = {} # eta -> L
 
+# %% ../nbs/02_splitting.ipynb #c0de0056
+class _Losses(_Line):
+    "And its values"
     def loss(self, eta:float)->float: # without penalties
         "L where all chosen candidates have moved by +-`eta`"
         if eta not in self.known:
@@ -232,6 +240,9 @@ class SplitLine:
         *children, parents = offspring(*self.where, eta)
         return self.objective.select(parents)(*children).item()
 
+# %% ../nbs/02_splitting.ipynb #c0de0008
+class SplitLine(_Losses):
+    "L along one split, as a function of the step eta alone, and what second order predicts"
     def predicted(self, eta:float)->float:
         "The second-order change of L up to that `eta`"
         return eta**2/2*self.curvature
@@ -248,25 +259,28 @@ def _quartic_step(line):
     # without a best step of fourth order: beyond sqrt(2L/|a|) second order promises L < 0
     return math.sqrt(-6*a/c if c > 0 else -2*line.before/a)
 
-# %% ../nbs/02_splitting.ipynb #c0de0011
-@dataclass(frozen=True)
-class LineSearch:
-    "How far to split: by the true L; ValueError for impossible values"
-    step:str='search' # 'search': the best of eta_max / 2^j (paper); 'quartic': eta* = (-6 a / c)^(1/2), halved until good enough
-    eta_max:float|None=0.01 # largest step, in pixel units (paper, C.1); None with 'quartic': no limit
-    halvings:int=8 # j = 0 ... halvings
-    sufficient:float=0.1 # L must fall by this part of the predicted eta^2/2 sum v'Sv (Armijo)
+# %% ../nbs/02_splitting.ipynb #c0de0058
+def _check_search(s):
+    "ValueError for a search that would find no step"
+    require(s.step in ('search', 'quartic'), 'step', repr(s.step), "'search' or 'quartic'",
+            "'search' is the paper's")
+    free = s.eta_max is None and s.step == 'quartic'
+    require(free or (s.eta_max is not None and 0 < s.eta_max < math.inf), 'eta_max', s.eta_max,
+            "positive and finite (or None with step='quartic')",
+            'the paper uses 0.01 pixel units')
+    require(is_count(s.halvings, 0), 'halvings', s.halvings, 'a whole number, at least 0',
+            'use 8')
+    require(0 <= s.sufficient < 1, 'sufficient', s.sufficient, 'in [0, 1)', 'use 0.1')
 
-    def __post_init__(self):
-        require(self.step in ('search', 'quartic'), 'step', repr(self.step),
-                "'search' or 'quartic'", "'search' is the paper's")
-        require((self.eta_max is None and self.step == 'quartic')
-                or (self.eta_max is not None and 0 < self.eta_max < math.inf), 'eta_max',
-                self.eta_max, "positive and finite (or None with step='quartic')",
-                'the paper uses 0.01 pixel units')
-        require(is_count(self.halvings, 0), 'halvings', self.halvings,
-                'a whole number, at least 0', 'use 8')
-        require(0 <= self.sufficient < 1, 'sufficient', self.sufficient, 'in [0, 1)', 'use 0.1')
+# %% ../nbs/02_splitting.ipynb #c0de0059
+@dataclass(frozen=True)
+class StepLimits:
+    "Which steps are tried; ValueError for impossible values"
+    step:str='search' # best of eta_max / 2^j (paper); 'quartic': from (-6 a / c)^(1/2) down
+    eta_max:float|None=0.01 # largest, pixel units (paper, C.1); None with 'quartic': no limit
+    halvings:int=8 # j = 0 ... halvings
+    sufficient:float=0.1 # L must fall by this part of what second order predicts (Armijo)
+    def __post_init__(self): _check_search(self)
 
     def steps(self, line:SplitLine)->list: # of numbers; empty: there is no hope
         "The steps to try, longest first"
@@ -274,8 +288,11 @@ class LineSearch:
         if self.step == 'quartic': first = min(first, _quartic_step(line))
         return [first/2**j for j in range(self.halvings + 1)] if first else []
 
-    def how_far(self, line:SplitLine, anyway:bool=False)->float|None: # None: no step is good enough
-        "The step eta; with `anyway` also one that L does not like"
+# %% ../nbs/02_splitting.ipynb #c0de0011
+class LineSearch(StepLimits):
+    "How far to split: by the true L"
+    def how_far(self, line:SplitLine, anyway:bool=False)->float|None:
+        "The step, None if none is good enough; with `anyway` also one that L does not like"
         good = (eta for eta in self.steps(line) if anyway or line.falls(eta, self.sufficient))
         if self.step == 'quartic': return next(good, None)
         return min(good, key=line.loss, default=None)
@@ -283,10 +300,10 @@ class LineSearch:
 # %% ../nbs/02_splitting.ipynb #80df1b98
 @dataclass(frozen=True)
 class SplitRule(LineSearch, LowestCurvature):
-    "The paper's rule (appendix C.1): the candidates of lowest curvature, half of them at most, by a line search up to 0.01; ValueError for impossible values"
+    "The paper's rule (C.1): lowest curvature, line search; ValueError for impossible values"
     def __post_init__(self):
-        LowestCurvature.__post_init__(self)
-        LineSearch.__post_init__(self)
+        _check_limits(self)
+        _check_search(self)
 
 # %% ../nbs/02_splitting.ipynb #4053a5e1
 def _sentence(k, why, tried, split, eta):
@@ -297,34 +314,37 @@ def _sentence(k, why, tried, split, eta):
     return f'nothing split: {why}'
 
 # %% ../nbs/02_splitting.ipynb #71833cc7
-def _shrink_until_it_helps(objective, x, lam, rule, proposal, residual, before, most):
-    "(chosen, directions, line, eta), or four that stand for nothing"
-    chosen, directions = proposal.indices[:most], proposal.directions[:most]
+def _curvatures(objective, x, lam, residual, chosen, directions):
+    "v'Sv (s,) of each chosen candidate along its direction"
     along = torch.zeros_like(x).index_copy(0, chosen, directions)
-    products = splitting_product(objective, x, lam, residual)(along)
-    curvatures = (along*products).sum(1)[chosen]
+    return (along*splitting_product(objective, x, lam, residual)(along)).sum(1)[chosen]
+
+def _shrink_until_it_helps(objective, x, lam, rule, chosen, directions, curvatures, before):
+    "(chosen, directions, line, eta) of as many as a step helps; line and eta None if of none"
     how_far = getattr(rule, 'how_far', LineSearch().how_far)
     while len(chosen):
-        line = SplitLine(objective, x, lam, chosen, directions, before, curvatures.sum().item())
+        total = curvatures.sum().item()
+        line = SplitLine(objective, x, lam, chosen, directions, before, total)
         eta = how_far(line)
         if eta is not None: return chosen, directions, line, eta
-        chosen, directions, curvatures = (t[:len(chosen)//2]
-                                          for t in (chosen, directions, curvatures))
+        half = len(chosen)//2
+        chosen, directions, curvatures = chosen[:half], directions[:half], curvatures[:half]
     return chosen, directions, None, 0.
 
-# %% ../nbs/02_splitting.ipynb #65347d46
+# %% ../nbs/02_splitting.ipynb #65347d45
 class AfterSplit(NamedTuple):
     "What a splitting event leaves"
     x:Tensor # (k + s, d)
     lam:Tensor # (k + s,) or (k + s, outputs)
     split:Split
 
+# %% ../nbs/02_splitting.ipynb #65347d46
 @torch.no_grad()
 def split_samples(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d)
     lam:Tensor, # (k,) or (k, outputs)
-    rule, # an object with `propose`, such as a `SplitRule`; without `how_far`: the paper's line search
+    rule, # has `propose`, such as a `SplitRule`; without `how_far`: the paper's line search
     generator:torch.Generator|None=None, # CPU; None: seed 0
     step:int=0, # for the record
     event:int=0, # number of splitting events before this one
@@ -334,113 +354,25 @@ def split_samples(
     objective.check(x, lam)
     residual, generator = objective.residual(x, lam), _seeded(generator)
     before = sum(r.square().sum() for r in residual).item()
-    proposal = rule.propose(objective, x, lam, Event(event, step, generator))
+    proposed = rule.propose(objective, x, lam, Event(event, step, generator))
     values, _, errors = (min_curvature(objective, x, lam, generator=generator)
-                         if proposal.curvature is None else proposal.curvature)
-    chosen, directions, line, eta = _shrink_until_it_helps(objective, x, lam, rule, proposal,
-                                                           residual, before, most)
+                         if proposed.curvature is None else proposed.curvature)
+    allowed = proposed.indices[:most], proposed.directions[:most]
+    curvatures = _curvatures(objective, x, lam, residual, *allowed)
+    chosen, directions, line, eta = _shrink_until_it_helps(
+        objective, x, lam, rule, *allowed, curvatures, before)
     new = offspring(x, lam, chosen, directions, eta)
     after, predicted = (before, 0.) if line is None else (line.loss(eta), line.predicted(eta))
-    tried = len(proposal.indices[:most])
-    return AfterSplit(new.x, new.lam, Split(
-        step, len(x), values, errors, chosen, new.parents, eta, predicted, before, after,
-        _sentence(len(x), proposal.why, tried, len(chosen), eta)))
-
-# %% ../nbs/02_splitting.ipynb #313abffc
-def _prescribed(counts, event, k):
-    "How many of k candidates are to split at this event; ValueError where nobody said"
-    require(event.number < len(counts), 'counts', counts,
-            f'one number for each event; this is event {event.number + 1}',
-            'give as many counts as there are events')
-    return min(counts[event.number], k)
-
-# %% ../nbs/02_splitting.ipynb #313abffd
-@dataclass(frozen=True)
-class RandomSplits:
-    "A control: splits as `rule` does, but by chance; ValueError for other words"
-    rule:SplitRule=SplitRule() # how many and how far
-    direction:str='curvature' # 'curvature' (v_min) or 'random'
-    selection:str='curvature' # 'curvature' (most negative first) or 'random'
-    counts:tuple|None=None # how many to split at each event, exactly; None: as the rule says
-    accept_any:bool=False # split even where no step lowers L
-
-    def __post_init__(self):
-        require(isinstance(self.rule, SplitRule), 'rule', repr(self.rule), 'a SplitRule',
-                'write SplitRule()')
-        for name in ('direction', 'selection'):
-            require(getattr(self, name) in ('curvature', 'random'), name,
-                    repr(getattr(self, name)), "'curvature' or 'random'",
-                    "'random' is a control")
-
-    def propose(self, objective, x:Tensor, lam:Tensor, event:Event)->Proposal: # (k, d), (k,)
-        "Drawn in this order: Lanczos start vectors, candidates, directions; ValueError for too few `counts`"
-        pairs = min_curvature(objective, x, lam, self.rule.num_matvecs, event.generator)
-        below = self.rule.below(objective, pairs.values)
-        count = self.rule.allowed(below, len(x)) if self.counts is None else (
-            _prescribed(self.counts, event, len(x)))
-        order = (pairs.values.argsort() if self.selection == 'curvature' else
-                 torch.randperm(len(x), generator=event.generator).to(x.device))
-        vectors = (pairs.vectors if self.direction == 'curvature' else
-                   torch.nn.functional.normalize(_randn_like(x, event.generator)))
-        chosen = order[:count]
-        return Proposal(chosen, vectors[chosen], pairs, _why_none(below, len(x)))
-
-    def how_far(self, line:SplitLine)->float|None: # None: no step is good enough
-        "As the rule; with `accept_any` any step"
-        return self.rule.how_far(line, self.accept_any)
-
-# %% ../nbs/02_splitting.ipynb #c0de0031
-@dataclass(frozen=True)
-class PublishedChoice:
-    "Which candidates a public implementation that matches appendix C.1 splits; ValueError for impossible values"
-    threshold:float=-0.1 # of its own S, see `units`
-    units:float|None=None # its S in units of ours; None: k, right where f carries 1/k
-    few:tuple=(0.3, 0.1) # below this part of negative curvatures all of them split: usually, from k = large
-    large:int=1000 # k
-    max_fraction:float=0.5 # else of this lowest part
-    at_once:int=150 # at most so many
-    num_matvecs:int=20 # Lanczos products per candidate
-
-    def __post_init__(self):
-        require(-math.inf < self.threshold < 0, 'threshold', self.threshold,
-                'negative and finite', 'the public code has -0.1')
-        require(self.units is None or 0 < self.units < math.inf, 'units', self.units,
-                'None or positive and finite', 'None means k')
-        require(is_count(self.at_once, 1), 'at_once', self.at_once,
-                'a whole number, at least 1', 'the public code has 150')
-
-    def indices(self, values:Tensor)->Tensor: # (k,) in our units; (s,)
-        "Which to split by their curvatures `values`, lowest first"
-        k, order = len(values), values.argsort()
-        negative = int((values < 0).sum())
-        if negative < self.few[k >= self.large]*k: return order[:negative]
-        lowest = order[:int(self.max_fraction*k)]
-        published = values[lowest]*(k if self.units is None else self.units)
-        return lowest[published < self.threshold][:self.at_once]
-
-# %% ../nbs/02_splitting.ipynb #c0de0033
-@dataclass(frozen=True)
-class PublishedRule(PublishedChoice):
-    "The splitting event of a public implementation that matches appendix C.1; ValueError for impossible values"
-    eta_range:tuple=(1e-5, 0.02) # pixel units
-    fresh_optimiser:bool=True # Phase I goes on without momentum
-
-    def propose(self, objective, x:Tensor, lam:Tensor, event:Event)->Proposal: # (k, d), (k,)
-        "Most negative curvature first"
-        pairs = min_curvature(objective, x, lam, self.num_matvecs, event.generator)
-        chosen = self.indices(pairs.values)
-        return Proposal(chosen, pairs.vectors[chosen], pairs, _why_none(0, len(x)))
-
-    def how_far(self, line:SplitLine)->float:
-        "The minimum of the objective, penalties included; L may rise"
-        return float(minimize_scalar(line.penalised, bounds=self.eta_range, method='bounded').x)
+    words = _sentence(len(x), proposed.why, len(curvatures), len(chosen), eta)
+    return AfterSplit(new.x, new.lam, Split(step, len(x), values, errors, chosen, new.parents,
+                                            eta, predicted, before, after, words))
 
 # %% ../nbs/02_splitting.ipynb #ae676441
 @dataclass(frozen=True)
 class Every:
-    "Split every so many gradient steps (paper, section 6.1 and appendix C.1); ValueError unless at least 1"
+    "Split every so many gradient steps (paper, 6.1 and C.1); ValueError unless at least 1"
     steps:int=20_000 # paper, C.1: 20,000 to 40,000
-    at_reports, means_converged = False, False # class attributes: asked at every step; says nothing about Phase I
+    at_reports, means_converged = False, False # class attributes; says nothing about Phase I
     def __post_init__(self):
         require(is_count(self.steps, 1), 'steps', self.steps,
                 'a whole number of steps, at least 1', 'the paper uses 20000')
@@ -451,7 +383,7 @@ class Every:
 # %% ../nbs/02_splitting.ipynb #9cdd1263
 @dataclass(frozen=True)
 class SmallGradient:
-    "Split once |grad_x| <= eps, as Algorithm 1 is written; looked at in every report; ValueError unless eps is positive and finite"
+    "Split once |grad_x| <= eps (Algorithm 1); ValueError unless eps is positive and finite"
     eps:float # in loss per pixel unit, penalties included
     at_reports, means_converged = True, True # class attributes
     def __post_init__(self):
@@ -464,7 +396,7 @@ class SmallGradient:
 # %% ../nbs/02_splitting.ipynb #9b04d3c8
 @dataclass(frozen=True)
 class Plateau:
-    "Split once the objective has fallen by less than a part of itself in so many steps; looked at in every report; ValueError for impossible values"
+    "Split once the objective has hardly fallen for a while; ValueError for impossible values"
     steps:int=1000 # to look back, and to wait after each event
     drop:float=0.01 # least relative fall that counts as progress
     at_reports, means_converged = True, True # class attributes
@@ -478,23 +410,27 @@ class Plateau:
         back = bisect.bisect_right(history.step, step - self.steps) - 1
         return back >= 0 and history.loss[-1] > (1 - self.drop)*history.loss[back]
 
+# %% ../nbs/02_splitting.ipynb #3e4327c0
+def _check_stop(s):
+    "ValueError for a limit that cannot be kept"
+    for name in ('eps_H', 'seconds'):
+        value = getattr(s, name)
+        require(value is None or 0 < value < math.inf, name, value,
+                'None or positive and finite', 'None sets no limit')
+    for name, least in (('events', 0), ('candidates', 1)):
+        value = getattr(s, name)
+        require(value is None or is_count(value, least), name, value,
+                f'None or a whole number, at least {least}', 'None sets no limit')
+
 # %% ../nbs/02_splitting.ipynb #3e4327c1
 @dataclass(frozen=True)
 class Stop:
-    "What ends the splitting, or the run, before the last step; None: no limit; ValueError for impossible values"
-    eps_H:float|None=None # end the run at an event with every lambda_min(S(x_i)) > -eps_H (Algorithm 1)
+    "What ends the splitting or the run before its last step; ValueError for impossible values"
+    eps_H:float|None=None # an event with every lambda_min(S(x_i)) > -eps_H ends the run
     events:int|None=None # splitting events
     candidates:int|None=None # k never exceeds it
     seconds:float|None=None # wall-clock time; ends the run at the next report
-    def __post_init__(self):
-        for name in ('eps_H', 'seconds'):
-            value = getattr(self, name)
-            require(value is None or 0 < value < math.inf, name, value,
-                    'None or positive and finite', 'None sets no limit')
-        for name, least in (('events', 0), ('candidates', 1)):
-            value = getattr(self, name)
-            require(value is None or is_count(value, least), name, value,
-                    f'None or a whole number, at least {least}', 'None sets no limit')
+    def __post_init__(self): _check_stop(self)
 
     def room(self, events:int, k:int)->int|None: # None: no limit
         "How many of k candidates may still split, after so many `events`"
@@ -505,8 +441,8 @@ class Stop:
 @dataclass(frozen=True)
 class Splitting:
     "Phase II: what splits, when, and what ends it; ValueError for settings of another kind"
-    rule:Any=SplitRule() # an object with `propose`; None: nothing splits, but `stop` and `tidy` hold
-    when:Any=Every() # an object with `due`: `Every`, `SmallGradient`, `Plateau`
+    rule:Any=SplitRule() # has `propose`; None: nothing splits, but `stop` and `tidy` hold
+    when:Any=Every() # has `due`: `Every`, `SmallGradient`, `Plateau`
     stop:Stop=Stop() # what ends the splitting or the run before the last step
     tidy:Tidy|None=None # merge and prune before each event and at the end; None: never
 
@@ -534,8 +470,9 @@ def _split(run, splitting, room):
     run.evaluate()
     began = time.perf_counter()
     _tidy(run, splitting.tidy)
-    x, lam, split = split_samples(run.current_objective(), run.candidates.x, run.candidates.lam,
-                                  splitting.rule, run.generator, run.step, len(run.splits), room)
+    x, lam, split = split_samples(
+        run.current_objective(), run.candidates.x, run.candidates.lam, splitting.rule,
+        run.generator, run.step, len(run.splits), room)
     split.seconds = time.perf_counter() - began
     run.splits.append(split)
     if len(split.chosen): run.replace_candidates(
@@ -592,10 +529,13 @@ def reconstruct(
     x:Tensor, # (k, d) start
     lam:Tensor, # (k,) or (k, outputs) start; ignored if eliminated
     descent:Descent,
-    splitting:Splitting|None=None, # None: plain gradient descent on a fixed number of candidates
+    splitting:Splitting|None=None, # None: plain gradient descent, the candidates stay k
     running:Running=Running()
-)->Reconstruction: # ReconstructionError if the loss stops being finite; ValueError for bad input or a foreign checkpoint
-    "Algorithm 1 of the paper: Phase I by any torch optimiser, and a splitting event whenever `splitting` says so"
+)->Reconstruction:
+    """Algorithm 1 of the paper: Phase I by any torch optimiser, Phase II as `splitting` says
+
+    ReconstructionError if the loss stops being finite; ValueError for bad input or another
+    run's checkpoint."""
     for name, value, kind in (('descent', descent, Descent), ('running', running, Running),
                               ('splitting', splitting, Splitting | None)):
         require(isinstance(value, kind), name, repr(value), f'a {name.capitalize()}',

@@ -14,21 +14,24 @@ from .checks import require
 from .descent import Successors
 from .objectives import ReconstructionObjective
 
+# %% ../nbs/support/tidy.ipynb #71d40020
+def _check_tidy(t):
+    "ValueError for distances and parts that are none"
+    for name in ('merge', 'prune'):
+        value = getattr(t, name)
+        require(value is None or 0 < value < math.inf, name, value,
+                'None or positive and finite', 'try merge=0.01, prune=1e-3')
+    require(0 <= t.tolerance < math.inf, 'tolerance', t.tolerance, 'at least 0 and finite',
+            'use 1e-3')
+
 # %% ../nbs/support/tidy.ipynb #4df47eb4
 @dataclass(frozen=True)
 class Tidy:
-    "Fewer candidates, same objective: coinciding ones merged, vanishing ones dropped (beyond the paper); ValueError for impossible values"
-    merge:float|None=None # pixel units: candidates of one label and sign closer than this become one
+    "Merge coinciding candidates, drop vanishing ones; ValueError for impossible values"
+    merge:float|None=None # pixel units: closer candidates of one label and sign become one
     prune:float|None=None # drop candidates with |lam_i| below this part of the largest
     tolerance:float=1e-3 # L may rise by this part of itself, no more
-
-    def __post_init__(self):
-        for name in ('merge', 'prune'):
-            value = getattr(self, name)
-            require(value is None or 0 < value < math.inf, name, value,
-                    'None or positive and finite', 'try merge=0.01, prune=1e-3')
-        require(0 <= self.tolerance < math.inf, 'tolerance', self.tolerance,
-                'at least 0 and finite', 'use 1e-3')
+    def __post_init__(self): _check_tidy(self)
 
 # %% ../nbs/support/tidy.ipynb #33ab815a
 def _kinds(objective, x, lam):
@@ -37,6 +40,7 @@ def _kinds(objective, x, lam):
     labels = [objective.labels[:, None].to(x).double()] if hasattr(objective, 'labels') else []
     return torch.cat(signs + labels, dim=1)
 
+# %% ../nbs/support/tidy.ipynb #71d40022
 def _groups(objective, x, lam, distance):
     "Lists of candidates to become one"
     kind = _kinds(objective, x, lam)
@@ -51,7 +55,7 @@ def _groups(objective, x, lam, distance):
 
 # %% ../nbs/support/tidy.ipynb #71d40007
 def _merged(x, lam, keep, group):
-    "The group's first candidate at its weighted centre, with all of its multiplier; the others marked as gone"
+    "The group's first candidate at its centre, with all of its multiplier; the others gone"
     x, lam, keep, group = x.clone(), lam.clone(), keep.clone(), group.to(x.device)
     size = lam[group].view(len(group), -1).norm(dim=1, keepdim=True)
     x[group[0]] = (x[group]*size).sum(0)/size.sum()
@@ -59,6 +63,7 @@ def _merged(x, lam, keep, group):
     keep[group[1:]] = False
     return x, lam, keep
 
+# %% ../nbs/support/tidy.ipynb #71d40023
 def _dropped(x, lam, keep, i):
     "Without candidate i"
     keep = keep.clone(); keep[i] = False
@@ -81,8 +86,8 @@ def tidy_samples(
     x:Tensor, # (k, d)
     lam:Tensor, # (k,) or (k, outputs)
     rule:Tidy
-)->Successors: # x (k', d); parents are the rows that remain; ValueError for bad shapes or numbers
-    "Merge and prune one group at a time, undoing whatever would lift L, the penalty aside, above its bound"
+)->Successors: # x (k', d); parents are the rows that remain; ValueError for bad shapes
+    "Merge and prune a group at a time, undoing what would lift L, the penalty aside, too far"
     objective.check(x, lam)
     eps = torch.finfo(x.dtype).eps*sum(t.square().sum() for t in objective.target)
     bound = objective.loss(x, lam)*(1 + rule.tolerance) + eps

@@ -24,7 +24,7 @@ from samplesplit_nb.problems import ATTACKS, TRAININGS, make_descent, prepare
 from samplesplit_nb.records import Record
 from samplesplit_nb.runs import PEELINGS, RUNS, MissingResult, Plain, attack, load_or_run, run
 from samplesplit_nb.settings import Experiment, fingerprint, published
-from samplesplit_nb.splitting import RandomSplits
+from samplesplit_nb.rules import RandomSplits
 from samplesplit_nb.storage import digest, load_arrays
 from samplesplit_nb.studies import SEEDS, STUDIES, get_study
 from samplesplit_nb.tables import as_markdown

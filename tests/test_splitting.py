@@ -21,25 +21,10 @@ from samplesplit_nb.objectives import (
 from samplesplit_nb.optimisers import LazyAdam, geometric, hold_then_decay, inherit_state, warm_restarts
 from samplesplit_nb.peeling import Peeling, Search, peel, strength
 from samplesplit_nb.splitting import (
-    AfterSplit,
-    Every,
-    LineSearch,
-    Plateau,
-    Proposal,
-    PublishedRule,
-    RandomSplits,
-    SmallGradient,
-    SplitRule,
-    Splitting,
-    Stop,
-    min_curvature,
-    offspring,
-    reconstruct,
-    split_samples,
-    split_series,
-    splitting_matrix,
-    splitting_product,
-)
+    AfterSplit, Every, LineSearch, Plateau, Proposal, SmallGradient, SplitRule, Splitting,
+    Stop, min_curvature, offspring, reconstruct, split_samples, split_series, splitting_matrix,
+    splitting_product)
+from samplesplit_nb.rules import PublishedRule, RandomSplits
 from samplesplit_nb.storage import Checkpoint
 from samplesplit_nb.tidy import Tidy, tidy_samples
 

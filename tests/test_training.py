@@ -5,15 +5,9 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch.testing import assert_close
 from samplesplit_nb.networks import MLP
-from samplesplit_nb.training import (
-    _affine,
-    _margins,
-    clarke_stationarity,
-    kkt_stationarity,
-    pin_to_kinks,
-    train_gd,
-    train_kkt,
-)
+from samplesplit_nb.training import train_gd, train_kkt
+from samplesplit_nb.certificates import (
+    _affine, sample_margins, clarke_stationarity, kkt_stationarity, pin_to_kinks)
 
 flat = lambda net: torch.cat([p.detach().double().flatten() for p in net.parameters()])
 
@@ -80,7 +74,7 @@ def gated_sum(net, X, y, lam, slopes):
     h = X
     for layer, s in zip(net.layers, slopes):
         h = s * layer(h)
-    (lam @ _margins(net.layers[-1](h), y)).backward()
+    (lam @ sample_margins(net.layers[-1](h), y)).backward()
     return torch.cat([p.grad.flatten() for p in net.parameters()])
 
 
@@ -120,7 +114,7 @@ def test_trained_networks(widths, seed):
     net, X, y = problem(widths, 6, seed)
     k = train_kkt(net, X, y, max_steps=1000)
     assert k.clarke <= k.stationarity and k.moved <= 1e-2
-    assert _margins(k.pinned(X), y).min() > 0.9
+    assert sample_margins(k.pinned(X), y).min() > 0.9
     assert_close(k.stationarity, kkt_stationarity(k.model, X, y)[0], rtol=1e-6, atol=1e-7)
     assert_close(k.clarke, clarke_stationarity(k.pinned, X, y)[0], rtol=1e-6, atol=1e-7)
     assert_close(

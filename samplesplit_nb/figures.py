@@ -241,7 +241,7 @@ def device(record:Record)->str:
 
 # %% ../nbs/support/figures.ipynb #f16a001a
 def panel_title(record:Record)->str:
-    "Images, n and k"
+    "The images, how many, and k: what a panel of a figure is about"
     data = record.config['data']
     data = {'mnist': 'MNIST', 'cifar10': 'CIFAR-10'}.get(data, data)
     return f"{data}, n = {record.n}, k = {record.k('plain').start}"
@@ -256,7 +256,7 @@ def grid_figure(
     record:Record,
     images:dict, # see `shown_images`
     title:str|None=None, # None: how many improve, and the `caption` below
-    samples:np.ndarray|list|None=None, # (c,) places in `images`, in order; None: all of them
+    samples:np.ndarray|Tensor|list|None=None, # (c,) places in `images`; None: all of them
     columns:int=10, # images per line
     fig=None # figure or part of one to draw on; None: a new one
 )->Figure:

@@ -250,7 +250,7 @@ def test_the_gain_of_each_seed_is_what_the_saved_results_say():
 
     gains = []
     for record in get_study('controls').records('half', ROOT / 'results', run_missing=False):
-        plain, split = (sum(record['runs'][name]['scores']['L2']) for name in ('plain', 'split'))
+        plain, split = (record.scores(name, 'L2').sum() for name in ('plain', 'split'))
         gains.append(f'{100 * (1 - split / plain):.0f}')
     assert f"{', '.join(gains[:-1])} and {gains[-1]} %" in page(ROOT / 'README.md')
 

@@ -91,6 +91,7 @@ def test_layers_call_downwards_only():
         'descent': ['checks', 'objectives', 'optimisers', 'storage', 'tables'],
         'lanczos': ['checks'],
         'tidy': ['checks', 'objectives'],
+        'rules': ['checks', 'descent', 'lanczos', 'objectives', 'splitting'],
         'splitting': [
             'checks',
             'descent',
@@ -103,14 +104,14 @@ def test_layers_call_downwards_only():
         ],
         'convergence': ['checks', 'descent', 'lanczos', 'networks', 'objectives', 'splitting', 'tangents'],
         'inversion': ['checks', 'decomposition', 'identifiability', 'networks'],
-        'peeling': ['checks', 'descent', 'objectives', 'optimisers', 'splitting', 'storage'],
+        'peeling': ['checks', 'rules', 'descent', 'objectives', 'optimisers', 'splitting', 'storage'],
         'certificates': ['checks', 'identifiability', 'networks', 'objectives', 'optimisers', 'tangents'],
     }
     below['training'] = [*floor, 'certificates', 'objectives', 'tangents']
-    below['settings'] = ['checks', 'optimisers', 'presets', 'splitting']
-    below['records'] = ['checks', 'metrics', 'settings', 'splitting', 'descent', 'storage', 'tables']
+    below['settings'] = ['checks', 'rules', 'optimisers', 'presets', 'splitting']
+    below['records'] = ['checks', 'rules', 'metrics', 'settings', 'splitting', 'descent', 'storage', 'tables']
     below['figures'] = ['checks', 'metrics', 'records']
-    theory = 'tangents', 'identifiability', 'objectives', 'descent', 'splitting', 'presets'
+    theory = 'tangents', 'rules', 'identifiability', 'objectives', 'descent', 'splitting', 'presets'
     below['problems'] = [*floor, *theory, 'training', 'settings']
     below['runs'] = [*below['problems'], 'problems', 'records', 'inversion', 'peeling']
     for lower, upper in (('runs', 'search'), ('search', 'studies'), ('studies', 'claims')):

@@ -90,7 +90,7 @@ def test_layers_call_downwards_only():
         'presets': ['checks'],
         'descent': ['checks', 'objectives', 'optimisers', 'storage', 'tables'],
         'lanczos': ['checks'],
-        'tidy': ['checks', 'objectives'],
+        'tidy': ['checks', 'descent', 'objectives'],
         'rules': ['checks', 'descent', 'lanczos', 'objectives', 'splitting'],
         'splitting': [
             'checks',

@@ -370,10 +370,10 @@ def split_samples(
     proposed = rule.propose(objective, x, lam, Event(event, step, generator))
     values, _, errors = (min_curvature(objective, x, lam, generator=generator)
                          if proposed.curvature is None else proposed.curvature)
-    allowed = _allowed(proposed, x, most)
-    curvatures = _curvatures(objective, x, lam, residual, *allowed)
+    chosen, directions = _allowed(proposed, x, most)
+    curvatures = _curvatures(objective, x, lam, residual, chosen, directions)
     chosen, directions, line, eta = _shrink_until_it_helps(
-        objective, x, lam, rule, *allowed, curvatures, before)
+        objective, x, lam, rule, chosen, directions, curvatures, before)
     new = offspring(x, lam, chosen, directions, eta)
     after, predicted = (before, 0.) if line is None else (line.loss(eta), line.predicted(eta))
     words = _sentence(len(x), proposed.why, len(curvatures), len(chosen), eta)

@@ -124,7 +124,7 @@ def test_how_well_a_digit_is_read_follows_what_it_adds_to_the_weights():
 
     kept = json.loads((RESULTS / 'peeling/shares.json').read_text())
     records = get_study('peeling', 'medium').records('mnist', RESULTS, run_missing=False)
-    seen = []
+    seen, missed = [], {}
     for record, found in zip(records, kept.values()):
         half = record.baseline('nearest_other', 'L2') / 2
         for run in ('plain', 'peel'):
@@ -133,8 +133,11 @@ def test_how_well_a_digit_is_read_follows_what_it_adds_to_the_weights():
             others = max(abs(rank(found['norms'])), abs(rank(half)))
             assert rank(found['shares']) < -0.7 and others < -rank(found['shares'])
             seen.append((rank(found['shares']), others))
+            places = stats.rankdata(found['shares'])[(error >= half).numpy()]
+            missed.setdefault(run, []).append(sorted(map(int, places)))
     assert -0.945 < min(r for r, _ in seen) and max(r for r, _ in seen) < -0.875
     assert max(o for _, o in seen) < 0.455
+    assert missed == {'plain': [[1, 2, 3, 4, 5, 6], [1, 5, 9], [1, 2, 3]], 'peel': [[], [1], []]}
 
 
 def test_what_the_page_says_of_trained_networks():

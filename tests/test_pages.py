@@ -166,7 +166,7 @@ def test_an_abbreviated_command_names_options_that_there_are(clone):
 
 def test_the_commands_are_found():
     "The rule sees fences, spans and cells"
-    text = 'See `samplesplit certify` and `x`.\n```sh\nmake demo   # quick\n\n$ samplesplit demo --n 3\n```\n``` python\nmake = 1\n```\n'
+    text = 'See `samplesplit certify` and `x`.\n```sh\nmake demo   # quick\n\n$ samplesplit demo --n 3\n```\n``` python\nmake = 1\n```\n'  # noqa: E501
     assert shown(text) == [('make', 'demo'), ('samplesplit', 'demo', '--n', '3'), ('samplesplit', 'certify')]
     readme = shown(page(ROOT / 'README.md'))
     assert {('make', 'demo'), ('make', 'test'), ('samplesplit', 'figure', '3')} <= set(readme)

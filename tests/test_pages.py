@@ -232,10 +232,10 @@ def test_the_table_of_claims_is_what_the_saved_results_say():
         if 'findings(' in ''.join(c['source']) and c['cell_type'] == 'code'
     )
     from samplesplit_nb.claims import FIGURES, findings
+    from samplesplit_nb.tables import as_markdown, table
 
-    names = dict(
-        FIGURES=FIGURES, findings=lambda scale, root: findings(scale, root=ROOT / 'results'), Markdown=str
-    )
+    read = lambda scale, root: findings(scale, root=ROOT / 'results')
+    names = dict(FIGURES=FIGURES, findings=read, Markdown=str, as_markdown=as_markdown, table=table)
     *body, last = ast.parse(''.join(cell['source'])).body
     exec(compile(ast.Module(body, []), 'index', 'exec'), names)
     table = eval(compile(ast.Expression(last.value), 'index', 'eval'), names)

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 from torch import Tensor
-from .metrics import nearest_l2, top_samples
+from .metrics import SSIM_SHOWN, nearest_l2, top_samples
 from .records import Record
 
 # %% ../nbs/support/figures.ipynb #86f285ac
@@ -301,7 +301,7 @@ def loss_figure(record:Record)->Figure:
 
 # %% ../nbs/support/figures.ipynb #e18c96a8
 # scores that a sample must pass to be shown in a grid (paper, section 6)
-THRESHOLDS = {'L2': 3., 'SSIM': .4}
+THRESHOLDS = {'L2': 3., 'SSIM': SSIM_SHOWN}
 
 class Top(NamedTuple):
     "The samples of a grid"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 import scipy.optimize
 import torch
 from torch import Tensor, nn
-from .checks import require, require_candidates, require_finite
+from .checks import pick_device, require, require_candidates, require_finite
 from .networks import MLP, SmoothReLU, SurrogateReLU
 from .tangents import ChunkedTangent, GramForm, ModuleTangent, moved
 from .tangents import PerceptronTangent, StackedTangent, Tangent, softened
@@ -47,6 +47,7 @@ class ReconstructionMap:
         "The same elsewhere: what it holds is moved by `moved`; a function of yours stays"
         require(dtype is None or dtype.is_floating_point, 'dtype', dtype,
                 'a floating-point dtype', 'use torch.float32 or torch.float64')
+        if device is not None: device = pick_device(str(device))
         other = copy.copy(self)
         vars(other).update(moved(vars(self), device, dtype))
         return other

@@ -316,6 +316,8 @@ def _sentence(k, why, tried, split, eta):
 # %% ../nbs/02_splitting.ipynb #71833cc9
 def _allowed(proposal, x, most):
     "Indices and directions of the first ones; ValueError for what cannot be split"
+    require(isinstance(proposal, Proposal), 'proposal', repr(proposal)[:40], 'a Proposal',
+            'return Proposal(indices, directions) from propose')
     indices, directions, last = proposal.indices.long(), proposal.directions, len(x) - 1
     good = indices.ndim == 1 and len(indices.unique()) == len(indices) and bool(
         ((0 <= indices) & (indices <= last)).all())
@@ -368,9 +370,9 @@ def split_samples(
     residual, generator = objective.residual(x, lam), _seeded(generator)
     before = sum(r.square().sum() for r in residual).item()
     proposed = rule.propose(objective, x, lam, Event(event, step, generator))
+    chosen, directions = _allowed(proposed, x, most)
     values, _, errors = (min_curvature(objective, x, lam, generator=generator)
                          if proposed.curvature is None else proposed.curvature)
-    chosen, directions = _allowed(proposed, x, most)
     curvatures = _curvatures(objective, x, lam, residual, chosen, directions)
     chosen, directions, line, eta = _shrink_until_it_helps(
         objective, x, lam, rule, chosen, directions, curvatures, before)

@@ -21,9 +21,23 @@ from samplesplit_nb.objectives import (
 from samplesplit_nb.optimisers import LazyAdam, geometric, hold_then_decay, inherit_state, warm_restarts
 from samplesplit_nb.peeling import Peeling, Search, peel, strength
 from samplesplit_nb.splitting import (
-    AfterSplit, Every, LineSearch, Plateau, Proposal, SmallGradient, SplitRule, Splitting,
-    Stop, min_curvature, offspring, reconstruct, split_samples, split_series, splitting_matrix,
-    splitting_product)
+    AfterSplit,
+    Every,
+    LineSearch,
+    Plateau,
+    Proposal,
+    SmallGradient,
+    SplitRule,
+    Splitting,
+    Stop,
+    min_curvature,
+    offspring,
+    reconstruct,
+    split_samples,
+    split_series,
+    splitting_matrix,
+    splitting_product,
+)
 from samplesplit_nb.rules import PublishedRule, RandomSplits
 from samplesplit_nb.storage import Checkpoint
 from samplesplit_nb.tidy import Tidy, tidy_samples
@@ -583,9 +597,7 @@ def test_two_splits_solve_under_parameterised_problems():
         objective, X, start = planted(seed)
         go = partial(reconstruct, objective, start, torch.zeros(2).double(), running=Running(report_every=1))
         rule = SplitRule(threshold=-1e-9, max_fraction=1.0, at_once=1, step='quartic', eta_max=None)
-        r = go(
-            Descent(150, lr=1.0, optimizer=lbfgs), Splitting(rule, Plateau(2, 0.01), Stop(candidates=4))
-        )
+        r = go(Descent(150, lr=1.0, optimizer=lbfgs), Splitting(rule, Plateau(2, 0.01), Stop(candidates=4)))
         solved += r.history.loss[-1] < 1e-12 and torch.cdist(X, r.x).min(1).values.max() < 1e-6
         alone += go(Descent(15, lr=1.0, optimizer=lbfgs)).history.loss[-1] < 1e-12
     print(f'solved {solved} of 20 with two splits, {alone} without')
@@ -732,10 +744,7 @@ def test_a_map_without_relu_has_no_sharpness():
     objective = MapObjective(lambda x: x**2, torch.ones(2).double(), d=2)
     with pytest.raises(ValueError, match='sharpness=5.0: sharpness must be left out'):
         reconstruct(
-            objective,
-            torch.ones(1, 2).double(),
-            torch.ones(1).double(),
-            Descent(1, sharpen=lambda step: 5.0),
+            objective, torch.ones(1, 2).double(), torch.ones(1).double(), Descent(1, sharpen=lambda step: 5.0)
         )
 
 
@@ -835,11 +844,7 @@ def test_divergence_keeps_the_last_good_state(lr_multipliers):
     sgd = torch.optim.SGD
     with pytest.raises(ReconstructionError, match='must stay finite; use a smaller lr') as caught:
         reconstruct(
-            objective,
-            x,
-            lam,
-            Descent(400, 1e200, lr_multipliers, sgd),
-            running=Running(report_every=1),
+            objective, x, lam, Descent(400, 1e200, lr_multipliers, sgd), running=Running(report_every=1)
         )
     last = caught.value.last
     assert (
@@ -1109,3 +1114,21 @@ def test_warm_restarts_stay_in_range():
     f = warm_restarts(7, warmup=3)
     values = [f(s) for s in range(50)]
     assert all(0 <= v <= 1 for v in values) and values[0] == values[7] == values[49]
+
+
+def test_what_is_no_proposal_is_named():
+    class List:
+        def propose(self, objective, x, lam, event):
+            return [0]
+
+    objective, x, lam = random_problem(k=3, seed=0)
+    with pytest.raises(ValueError, match=r'proposal=\[0\]: proposal must be a Proposal'):
+        split_samples(objective, x, lam, List())
+    with pytest.raises(ValueError, match=r'optimizer=\[1\]: optimizer must be'):
+        Descent(5, optimizer=[1])
+
+
+def test_an_objective_moves_only_to_a_device_that_is_there():
+    objective, _, _ = random_problem(k=3, seed=0)
+    with pytest.raises(ValueError, match='device=cuda:99: device must be'):
+        objective.to('cuda:99')

@@ -59,7 +59,7 @@ class Residual(ReconstructionMap):
     def residual(self, x:Tensor, lam:Tensor,
         total:list|None=None # sum_i lam_i f(x_i) for these x (k, d), where it is known already
     )->list: # shaped like the parameters
-        "r = target - sum_i lam_i f(theta; x_i), formed here only; the Gram form does without it"
+        "r = target - sum_i lam_i f(theta; x_i), formed only here; the Gram form needs none"
         if total is None: total = self.weighted_sum(x, lam)
         return [t - s for t, s in zip(self.target, total)]
     def loss(self, x:Tensor, lam:Tensor)->Tensor: # scalar

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 from torch import Tensor
-from .metrics import nearest_l2, top_samples
+from .metrics import SSIM_SHOWN, nearest_l2, top_samples
 from .records import Record
 
 # %% ../nbs/support/figures.ipynb #86f285ac
@@ -241,7 +241,7 @@ def device(record:Record)->str:
 
 # %% ../nbs/support/figures.ipynb #f16a001a
 def panel_title(record:Record)->str:
-    "Images, n and k"
+    "The images, how many, and k: what a panel of a figure is about"
     data = record.config['data']
     data = {'mnist': 'MNIST', 'cifar10': 'CIFAR-10'}.get(data, data)
     return f"{data}, n = {record.n}, k = {record.k('plain').start}"
@@ -256,7 +256,7 @@ def grid_figure(
     record:Record,
     images:dict, # see `shown_images`
     title:str|None=None, # None: how many improve, and the `caption` below
-    samples:np.ndarray|list|None=None, # (c,) places in `images`, in order; None: all of them
+    samples:np.ndarray|Tensor|list|None=None, # (c,) places in `images`; None: all of them
     columns:int=10, # images per line
     fig=None # figure or part of one to draw on; None: a new one
 )->Figure:
@@ -301,7 +301,7 @@ def loss_figure(record:Record)->Figure:
 
 # %% ../nbs/support/figures.ipynb #e18c96a8
 # scores that a sample must pass to be shown in a grid (paper, section 6)
-THRESHOLDS = {'L2': 3., 'SSIM': .4}
+THRESHOLDS = {'L2': 3., 'SSIM': SSIM_SHOWN}
 
 class Top(NamedTuple):
     "The samples of a grid"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 import scipy.optimize
 import torch
 from torch import Tensor, nn
-from .checks import require, require_candidates, require_finite
+from .checks import pick_device, require, require_candidates, require_finite
 from .networks import MLP, SmoothReLU, SurrogateReLU
 from .tangents import ChunkedTangent, GramForm, ModuleTangent, moved
 from .tangents import PerceptronTangent, StackedTangent, Tangent, softened
@@ -47,6 +47,7 @@ class ReconstructionMap:
         "The same elsewhere: what it holds is moved by `moved`; a function of yours stays"
         require(dtype is None or dtype.is_floating_point, 'dtype', dtype,
                 'a floating-point dtype', 'use torch.float32 or torch.float64')
+        if device is not None: device = pick_device(str(device))
         other = copy.copy(self)
         vars(other).update(moved(vars(self), device, dtype))
         return other
@@ -58,7 +59,7 @@ class Residual(ReconstructionMap):
     def residual(self, x:Tensor, lam:Tensor,
         total:list|None=None # sum_i lam_i f(x_i) for these x (k, d), where it is known already
     )->list: # shaped like the parameters
-        "r = target - sum_i lam_i f(theta; x_i); this is the only place where it is formed"
+        "r = target - sum_i lam_i f(theta; x_i), formed only here; the Gram form needs none"
         if total is None: total = self.weighted_sum(x, lam)
         return [t - s for t, s in zip(self.target, total)]
     def loss(self, x:Tensor, lam:Tensor)->Tensor: # scalar

@@ -76,7 +76,8 @@ def optimizer(
 )->Callable: # from parameter groups to a torch optimiser; ValueError for an unknown name
     "The maker of that name, as `OPTIMIZERS` has it now; a maker is returned as it is"
     if callable(name): return name
-    require(name in OPTIMIZERS, 'optimizer', repr(name), f'one of {", ".join(OPTIMIZERS)}',
+    require(isinstance(name, str) and name in OPTIMIZERS, 'optimizer', repr(name),
+            f'one of {", ".join(OPTIMIZERS)}',
             'or add your own: OPTIMIZERS[name] = maker')
     make:Any = OPTIMIZERS[name]
     return make

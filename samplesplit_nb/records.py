@@ -28,7 +28,8 @@ class _Saved:
     @classmethod
     def load(cls, path:str|Path)->'Record':
         "The record in a file; FileNotFoundError, or ValueError for a file that holds none"
-        data = load_json(path)
+        try: data = load_json(path)
+        except ValueError: data = None
         whole = isinstance(data, dict) and {'config', 'fingerprint', 'runs'} <= set(data)
         require(whole, 'path', path, 'the file of a record', 'make it anew by `load_or_run`')
         return Record(data)
@@ -67,6 +68,12 @@ class _Made(_Saved):
 
 # %% ../nbs/support/records.ipynb #4ec0a009
 SCORES = {'L2': L2, 'SSIM': SSIM} # by the names under which records keep them
+
+def _among(found, name, value):
+    "The entry of that name; ValueError naming what there is"
+    require(value in found, name, repr(value), f'one of {", ".join(found)}',
+            'check the spelling')
+    return found[value]
 
 # %% ../nbs/support/records.ipynb #4ec0a048
 class _Named(_Made):
@@ -165,7 +172,7 @@ class _Scored(_Told):
     "How near its runs came; `score` is 'L2' or 'SSIM', None the paper's choice for the images"
     def scores(self, run:str, score:str|None=None)->Tensor: # (n,)
         "Of every training image, at the end"
-        return _numbers(self._run(run)['scores'][score or self.score.name])
+        return _numbers(_among(self._run(run)['scores'], 'score', score or self.score.name))
 
     def unseen(self, run:str, score:str|None=None)->Tensor: # (n,); (0,) where there are none
         "Of as many images that were not trained on"
@@ -176,7 +183,8 @@ class _Scored(_Told):
         score:str|None=None # 'L2' or 'SSIM'; None: the paper's choice for these images
     )->Tensor: # (n,)
         "What a guess would score: the mean training image, or the nearest other one"
-        return _numbers(self.data['baselines'][score or self.score.name][name])
+        guesses = _among(self.data['baselines'], 'score', score or self.score.name)
+        return _numbers(_among(guesses, 'name', name))
 
 # %% ../nbs/support/records.ipynb #4ec0a019
 class Looks(NamedTuple):
@@ -200,7 +208,7 @@ class _Compared(_Seen):
         score:str|None=None # 'L2' or 'SSIM'; None: the paper's choice for these images
     )->Tensor: # (n,) positive where `after` is better
         "By how much each training image is better in one run than in another"
-        by = self.score if score is None else SCORES[score]
+        by = self.score if score is None else _among(SCORES, 'score', score)
         return by.improvement(self.scores(before, by.name), self.scores(after, by.name))
 
 # %% ../nbs/support/records.ipynb #4ec0a056
@@ -221,7 +229,7 @@ class _Rows(_Recovered):
     "The numbers of the table"
     def rows(self, score:str|None=None)->list: # of dicts, one per run and baseline
         "What `table` shows, as numbers"
-        by = self.score if score is None else SCORES[score]
+        by = self.score if score is None else _among(SCORES, 'score', score)
         return ([self._row(name, by) for name in self.names]
                 + [self._guess(name, by) for name in self.data['baselines'][by.name]])
 

@@ -313,6 +313,21 @@ def _sentence(k, why, tried, split, eta):
     if tried: return f'nothing split: no step lowers the loss enough ({tried} tried)'
     return f'nothing split: {why}'
 
+# %% ../nbs/02_splitting.ipynb #71833cc9
+def _allowed(proposal, x, most):
+    "Indices and directions of the first ones; ValueError for what cannot be split"
+    require(isinstance(proposal, Proposal), 'proposal', repr(proposal)[:40], 'a Proposal',
+            'return Proposal(indices, directions) from propose')
+    indices, directions, last = proposal.indices.long(), proposal.directions, len(x) - 1
+    good = indices.ndim == 1 and len(indices.unique()) == len(indices) and bool(
+        ((0 <= indices) & (indices <= last)).all())
+    require(good, 'indices', indices.tolist(), f'different numbers between 0 and {last}',
+            'see what the rule proposes')
+    wanted = len(indices), x.shape[1]
+    require(directions.shape == wanted, 'directions.shape', tuple(directions.shape),
+            f'{wanted}', 'propose a unit vector for each index')
+    return indices[:most], directions[:most]
+
 # %% ../nbs/02_splitting.ipynb #71833cc7
 def _curvatures(objective, x, lam, residual, chosen, directions):
     "v'Sv (s,) of each chosen candidate along its direction"
@@ -355,12 +370,12 @@ def split_samples(
     residual, generator = objective.residual(x, lam), _seeded(generator)
     before = sum(r.square().sum() for r in residual).item()
     proposed = rule.propose(objective, x, lam, Event(event, step, generator))
+    chosen, directions = _allowed(proposed, x, most)
     values, _, errors = (min_curvature(objective, x, lam, generator=generator)
                          if proposed.curvature is None else proposed.curvature)
-    allowed = proposed.indices[:most], proposed.directions[:most]
-    curvatures = _curvatures(objective, x, lam, residual, *allowed)
+    curvatures = _curvatures(objective, x, lam, residual, chosen, directions)
     chosen, directions, line, eta = _shrink_until_it_helps(
-        objective, x, lam, rule, *allowed, curvatures, before)
+        objective, x, lam, rule, chosen, directions, curvatures, before)
     new = offspring(x, lam, chosen, directions, eta)
     after, predicted = (before, 0.) if line is None else (line.loss(eta), line.predicted(eta))
     words = _sentence(len(x), proposed.why, len(curvatures), len(chosen), eta)
@@ -499,9 +514,10 @@ def _pause(run, splitting):
     seconds = splitting.stop.seconds
     if reporting and seconds is not None and run.seconds >= seconds:
         return f'the budget of {seconds:g} seconds is spent'
-    asked = splitting.rule is not None and (reporting or not getattr(when, 'at_reports', True))
+    asked = reporting or not getattr(when, 'at_reports', False)
     since = run.splits[-1].step if run.splits else 0
-    return _event(run, splitting) if asked and when.due(run.step, since, run.history) else None
+    due = splitting.rule is not None and asked and when.due(run.step, since, run.history)
+    return _event(run, splitting) if due else None
 
 # %% ../nbs/02_splitting.ipynb #0d57f1ed
 def _finish(run, splitting, sentence):

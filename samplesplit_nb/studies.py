@@ -81,8 +81,10 @@ def register(
     return enter
 
 # %% ../nbs/support/studies.ipynb #57d1e50f
-def scales_of(name:str)->tuple: # of words of `SCALES`
-    "The scales at which a study exists"
+def scales_of(
+    name:str # of a study
+)->tuple: # of words of `SCALES`
+    "The scales at which it exists"
     return _LIMITED.get(name, SCALES)
 
 def get_study(

@@ -11,7 +11,7 @@ from html import escape
 from .checks import require
 
 # %% ../nbs/support/tables.ipynb #7ab1e006
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
     "Rows of words under a head; ValueError for a row of another length"
     head:tuple # titles of the columns
@@ -24,7 +24,7 @@ class Table:
             require(len(row) == len(self.head), 'row', row, f'{len(self.head)} words',
                     'give a word for every column')
 
-    def __str__(self): return as_text(self)
+    def __repr__(self): return as_text(self)
 
     def _repr_html_(self): return as_html(self)
 

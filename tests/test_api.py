@@ -27,40 +27,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODULES = tuple(
-    name
-    for name in (
-        'identifiability',
-        'objectives',
-        'splitting',
-        'convergence',
-        'experiments',
-        'inversion',
-        'peeling',
-        'checks',
-        'tables',
-        'networks',
-        'tangents',
-        'presets',
-        'optimisers',
-        'descent',
-        'storage',
-        'certificates',
-        'training',
-        'data',
-        'metrics',
-        'settings',
-        'records',
-        'figures',
-        'runs',
-        'search',
-        'studies',
-        'claims',
-        'weights',
-        'options',
-        'commands',
-        'cli',
-    )
-    if (ROOT / "samplesplit_nb" / f"{name}.py").exists()
+    '''
+    identifiability objectives splitting convergence experiments inversion peeling
+    checks tables networks decomposition eigenvectors tangents presets optimisers descent lanczos tidy rules
+    storage weights certificates training data metrics settings records problems runs search
+    figures studies claims options answers commands cli
+    '''.split()
 )  # the order of CONTRIBUTING.md
 SHAPE = re.compile(
     r"\((?:\w[\w' /*+-]*|\.),(?: ?[\w*.][\w' /*+.-]*,?)*(?:\[, ?\w+\])?\)|(?i:\b(?:scalar|same shape|any shapes?|shape of|shaped like|a number|plain numbers)\b)"  # noqa: E501
@@ -322,10 +294,12 @@ def test_names_everywhere_are_all_used():
 
 
 def test_the_order_of_modules_is_that_of_the_house():
-    listed = re.findall(
-        r'^  +\S+\.ipynb +-> (\w+)\.py', (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8'), re.M
-    )
+    "In CONTRIBUTING.md: the numbered notebooks, what lies beyond the paper, support"
+    text = (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8')
+    listed = re.findall(r'^  +\S+\.ipynb +-> (\w+)\.py', text, re.M)
     assert tuple(listed) == MODULES
+    modules = {p.stem for p in (ROOT / 'samplesplit_nb').glob('*.py') if not p.stem.startswith('_')}
+    assert set(MODULES) == modules
 
 
 def test_the_api_page_lists_what_there_is():
@@ -345,6 +319,22 @@ def test_the_api_page_lists_what_there_is():
     assert len(saved) == len(MODULES) + 1
     for call, markdown in saved.items():
         assert eval(call, scope).data == markdown, f'{call}: run python tools/execute_nbs.py nbs/api.ipynb'
+
+
+EXTENSION = re.compile(r"""^(class |@register|[A-Z]+\['|.*MapObjective\()""", re.M)
+
+
+def test_an_extension_takes_at_most_ten_lines():
+    "Every cell of the page on adding a method that adds one; each registry and each kind is used"
+    path = ROOT / 'nbs/howto/add_a_method.ipynb'
+    cells = [c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    texts = [text for c in cells if EXTENSION.search(text := ''.join(c['source']))]
+    assert max(len(text.splitlines()) for text in texts) <= 10
+    together = '\n'.join(texts)
+    for way in ('OPTIMIZERS[', 'TRAININGS[', 'ATTACKS[', 'RUNS[', '@register(', 'MapObjective('):
+        assert way in together, way
+    for method in ('propose', 'how_far', 'due', 'report', 'split', 'step', 'cotangent'):
+        assert f'def {method}(self' in together, method
 
 
 def python(code):

@@ -94,6 +94,7 @@ print(seconds, memory, *errors(X, b, answer, 3), point.rank, point.needed, answe
 '''
 
 
+@pytest.mark.alone
 def test_a_hundred_samples_in_784_dimensions():
     "At most 20 s and 2 GB from make_kkt to the refined answer; its own process, hence its own memory"
     best = math.inf

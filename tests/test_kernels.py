@@ -2,8 +2,8 @@
 requirements are installed
 
 A plain environment stands in for Colab: what `requirements` in settings.ini names, ipykernel, and the package
-as the first cell installs it. They are linked from the environment that runs the tests. The tests of this
-file share one such environment, and so one worker.
+as the first cell installs it. They are linked from the environment that runs the tests. The tests of a
+file run in one worker (`--dist loadfile`), so these share one such environment.
 """
 
 import json, os, re, shlex, subprocess, sys
@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-pytestmark = pytest.mark.xdist_group('kernels')
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(
     p.relative_to(ROOT) for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts

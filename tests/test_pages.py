@@ -166,7 +166,7 @@ def test_an_abbreviated_command_names_options_that_there_are(clone):
 
 def test_the_commands_are_found():
     "The rule sees fences, spans and cells"
-    text = 'See `samplesplit certify` and `x`.\n```sh\nmake demo   # quick\n\n$ samplesplit demo --n 3\n```\n``` python\nmake = 1\n```\n'
+    text = 'See `samplesplit certify` and `x`.\n```sh\nmake demo   # quick\n\n$ samplesplit demo --n 3\n```\n``` python\nmake = 1\n```\n'  # noqa: E501
     assert shown(text) == [('make', 'demo'), ('samplesplit', 'demo', '--n', '3'), ('samplesplit', 'certify')]
     readme = shown(page(ROOT / 'README.md'))
     assert {('make', 'demo'), ('make', 'test'), ('samplesplit', 'figure', '3')} <= set(readme)
@@ -232,10 +232,10 @@ def test_the_table_of_claims_is_what_the_saved_results_say():
         if 'findings(' in ''.join(c['source']) and c['cell_type'] == 'code'
     )
     from samplesplit_nb.claims import FIGURES, findings
+    from samplesplit_nb.tables import as_markdown, table
 
-    names = dict(
-        FIGURES=FIGURES, findings=lambda scale, root: findings(scale, root=ROOT / 'results'), Markdown=str
-    )
+    read = lambda scale, root: findings(scale, root=ROOT / 'results')
+    names = dict(FIGURES=FIGURES, findings=read, Markdown=str, as_markdown=as_markdown, table=table)
     *body, last = ast.parse(''.join(cell['source'])).body
     exec(compile(ast.Module(body, []), 'index', 'exec'), names)
     table = eval(compile(ast.Expression(last.value), 'index', 'eval'), names)
@@ -250,7 +250,7 @@ def test_the_gain_of_each_seed_is_what_the_saved_results_say():
 
     gains = []
     for record in get_study('controls').records('half', ROOT / 'results', run_missing=False):
-        plain, split = (sum(record['runs'][name]['scores']['L2']) for name in ('plain', 'split'))
+        plain, split = (record.scores(name, 'L2').sum() for name in ('plain', 'split'))
         gains.append(f'{100 * (1 - split / plain):.0f}')
     assert f"{', '.join(gains[:-1])} and {gains[-1]} %" in page(ROOT / 'README.md')
 

@@ -89,28 +89,46 @@ def test_layers_call_downwards_only():
         'objectives': ['checks', 'networks', 'tangents'],
         'presets': ['checks'],
         'descent': ['checks', 'objectives', 'optimisers', 'storage', 'tables'],
-        'splitting': ['checks', 'descent', 'objectives', 'optimisers', 'storage', 'tables'],
-        'convergence': ['checks', 'descent', 'networks', 'objectives', 'splitting', 'tangents'],
+        'lanczos': ['checks'],
+        'tidy': ['checks', 'descent', 'objectives'],
+        'rules': ['checks', 'descent', 'lanczos', 'objectives', 'splitting'],
+        'splitting': [
+            'checks',
+            'descent',
+            'lanczos',
+            'tidy',
+            'objectives',
+            'optimisers',
+            'storage',
+            'tables',
+        ],
+        'convergence': ['checks', 'descent', 'lanczos', 'networks', 'objectives', 'splitting', 'tangents'],
         'inversion': ['checks', 'decomposition', 'identifiability', 'networks'],
-        'peeling': ['checks', 'descent', 'objectives', 'optimisers', 'splitting', 'storage'],
+        'peeling': ['checks', 'rules', 'descent', 'objectives', 'optimisers', 'splitting', 'storage'],
         'certificates': ['checks', 'identifiability', 'networks', 'objectives', 'optimisers', 'tangents'],
     }
     below['training'] = [*floor, 'certificates', 'objectives', 'tangents']
-    below['settings'] = ['checks', 'optimisers', 'presets', 'splitting']
-    below['records'] = ['checks', 'metrics', 'settings', 'splitting', 'descent', 'storage', 'tables']
+    below['settings'] = ['checks', 'rules', 'optimisers', 'presets', 'splitting']
+    below['records'] = ['checks', 'rules', 'metrics', 'settings', 'splitting', 'descent', 'storage', 'tables']
     below['figures'] = ['checks', 'metrics', 'records']
-    beyond = 'inversion', 'peeling'
-    theory = 'tangents', 'identifiability', 'objectives', 'descent', 'splitting'
-    below['problems'] = [*floor, 'descent', 'objectives', 'settings', 'splitting', 'training']
-    below['runs'] = [*floor, 'problems', *theory, *beyond, 'presets', 'training', 'settings', 'records']
-    below['search'] = [*below['runs'], 'runs']
-    below['studies'] = [*below['search'], 'search']
-    below['claims'] = [*below['studies'], 'studies', 'figures']
+    theory = 'tangents', 'rules', 'identifiability', 'objectives', 'descent', 'splitting', 'presets'
+    below['problems'] = [*floor, *theory, 'training', 'settings']
+    below['runs'] = [*below['problems'], 'problems', 'records', 'inversion', 'peeling']
+    for lower, upper in (('runs', 'search'), ('search', 'studies'), ('studies', 'claims')):
+        below[upper] = [*below[lower], lower, 'figures']
     below['experiments'] = [*below['claims'], 'claims']
     below['weights'] = ['checks', 'networks', 'storage']
     below['options'] = ['checks']
-    below['commands'] = [*below['experiments'], 'experiments', 'certificates', 'weights', 'options']
-    below['cli'] = ['checks', 'tables', 'options', 'commands', 'storage']
+    below['answers'] = ['checks', 'storage']
+    below['commands'] = [
+        *below['experiments'],
+        'experiments',
+        'certificates',
+        'weights',
+        'options',
+        'answers',
+    ]
+    below['cli'] = ['checks', 'tables', 'options', 'answers', 'commands', 'storage']
     found = set()
     for path in (ROOT / 'samplesplit_nb').glob('*.py'):
         if path.stem.startswith('_'):
@@ -144,4 +162,5 @@ def test_every_folder_of_results_names_its_command():
     text = (ROOT / 'results/README.md').read_text()
     for folder in (ROOT / 'results').glob('*/*'):
         name = folder.relative_to(ROOT / 'results').as_posix()
-        assert name in text or folder.name in text, name
+        kind = f'{folder.parent.name}/*{folder.suffix}'
+        assert name in text or folder.name in text or kind in text, name

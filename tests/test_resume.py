@@ -1,6 +1,7 @@
 "A process killed by SIGKILL at any moment and started again ends bit-identical to one left alone"
 
 import copy, os, signal, subprocess, sys, time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 import pytest, torch
@@ -8,11 +9,14 @@ from problems import random_problem
 from samplesplit_nb.descent import Descent, Running
 from samplesplit_nb.networks import MLP
 from samplesplit_nb.optimisers import LazyAdam
-from samplesplit_nb.splitting import Every, SplitRule, Splitting, reconstruct
+from samplesplit_nb.rules import PublishedRule, RandomSplits
+from samplesplit_nb.splitting import Every, Proposal, SplitRule, Splitting, Stop, reconstruct
 from samplesplit_nb.storage import Checkpoint, load_state, save_state
+from samplesplit_nb.tidy import Tidy
 from samplesplit_nb.training import train_gd, train_kkt
 
-# argv: checkpoint file, result file, optimiser, attack. Prints its step at every report, so that the parent can choose its moment
+# argv: checkpoint file, result file, optimiser, attack.
+# Prints its step at every report, so that the parent can choose its moment
 SCRIPT = '''
 import sys
 from functools import partial
@@ -29,15 +33,19 @@ from samplesplit_nb.storage import Checkpoint, save_state
 path, out, optimiser, attack = sys.argv[1:]
 torch.set_num_threads(1)
 objective, x, lam = random_problem((8, 40, 40, 1), k=6, seed=3)
-if attack == 'kkt': objective = KKTObjective(MLP([8, 40, 40, 1], bias='first', seed=1, dtype=torch.float64), torch.tensor([1., -1, 1, 1, -1, -1]).double(), sharpness=5.)
+net = MLP([8, 40, 40, 1], bias='first', seed=1, dtype=torch.float64)
+labels = torch.tensor([1., -1, 1, 1, -1, -1]).double()
+if attack == 'kkt': objective = KKTObjective(net, labels, sharpness=5.)
 make = dict(adam=adam, sgd=partial(torch.optim.SGD, momentum=.9))[optimiser]
-descent = Descent(150, lr=1e-4 if optimiser == 'sgd' else 1e-2, lr_multipliers=None if attack == 'ntk' else 1e-4, optimizer=make,
+descent = Descent(150, lr=1e-4 if optimiser == 'sgd' else 1e-2, optimizer=make,
+                  lr_multipliers=None if attack == 'ntk' else 1e-4,
                   lr_factor=warm_restarts(40), sharpen=geometric(5., 10., 150))
 splitting = Splitting(SplitRule(threshold=-1e-9, eta_max=.1, at_once=2), Every(40), tidy=Tidy(merge=1e-3))
-running = Running(report_every=5, checkpoint=None if path == 'none' else Checkpoint(path, every_steps=3, every_seconds=None),
-                  callbacks=[lambda step, *_: print(step, flush=True)])
+at = None if path == 'none' else Checkpoint(path, every_steps=3, every_seconds=None)
+running = Running(report_every=5, checkpoint=at, callbacks=[lambda step, *_: print(step, flush=True)])
 r = reconstruct(objective, x, lam, descent, splitting, running)
-save_state(out, dict(x=r.x, lam=r.lam, origins=r.origins, loss=r.history.loss, step=r.history.step, result=r.result, splits=[s.step for s in r.splits]))
+save_state(out, dict(x=r.x, lam=r.lam, origins=r.origins, loss=r.history.loss,
+                     step=r.history.step, result=r.result, splits=[s.step for s in r.splits]))
 '''
 
 
@@ -50,10 +58,12 @@ from samplesplit_nb.storage import Checkpoint, save_state
 from samplesplit_nb.training import train_gd, train_kkt
 path, out, name = sys.argv[1:]
 torch.set_num_threads(1)
-X, y = torch.randn(8, 20, generator=torch.Generator().manual_seed(0)).double(), torch.tensor([1., -1.]*4).double()
+X = torch.randn(8, 20, generator=torch.Generator().manual_seed(0)).double()
+y = torch.tensor([1., -1.]*4).double()
 init = MLP([20, 40, 40, 1], bias='first', seed=1, dtype=torch.float64, init='pytorch')
 how = dict(lr=.01, steps=3000, momentum=.9) if name == 'train_gd' else dict(seconds=1e5, max_steps=1000)
-k = globals()[name](init, X, y, checkpoint=None if path == 'none' else Checkpoint(path, every_steps=7, every_seconds=None), **how)
+at = None if path == 'none' else Checkpoint(path, every_steps=7, every_seconds=None)
+k = globals()[name](init, X, y, checkpoint=at, **how)
 networks = {n: list(v.parameters()) for n, v in vars(k).items() if isinstance(v, MLP)}
 save_state(out, {n: v for n, v in {**vars(k), **networks}.items() if n != 'seconds'})
 '''
@@ -270,6 +280,59 @@ def test_every_optimiser_resumes_to_the_bit(tmp_path, make):
         go(callbacks=[stumble], checkpoint=at)
     whole, resumed = go(), go(checkpoint=at)
     assert torch.equal(whole.x, resumed.x) and whole.history.loss == resumed.history.loss and len(whole.x) > 5
+
+
+class Rule:
+    "A rule of one's own: no dataclass, no repr; its field is all that tells two of them apart"
+
+    def __init__(self, count):
+        self.count = count
+
+    def propose(self, objective, x, lam, event):
+        return Proposal(torch.arange(self.count), torch.nn.functional.normalize(x[: self.count]))
+
+
+class When:
+    "A trigger of one's own"
+
+    def __init__(self, every):
+        self.every = every
+
+    def due(self, step, since, history):
+        return step > 0 and step % self.every == 0
+
+
+def test_the_checkpoint_notices_every_setting_that_changes_the_run(tmp_path):
+    "Ours and one's own: rules, triggers, ends, housekeeping, descent; what only watches may change"
+    objective, x, lam = random_problem((8, 30, 30, 1), k=5, seed=3)
+    at, base = Checkpoint(tmp_path / 'run', every_steps=7), SplitRule(threshold=-1e-9, eta_max=0.1)
+    descent, splitting = Descent(20, 1e-3), Splitting(Rule(2), When(8))
+    go = lambda descent=descent, splitting=splitting, **kw: reconstruct(
+        objective, x, lam, descent, splitting, Running(**kw, checkpoint=at)
+    )
+    whole = go()
+    assert [s.step for s in whole.splits] == [s.step for s in go().splits] == [8, 16]
+    with_ = lambda **kw: dict(splitting=replace(splitting, **kw))
+    for how, says in (
+        (with_(rule=Rule(3)), 'rule'),
+        (with_(rule=None), 'rule'),
+        (with_(rule=base), 'rule'),
+        (with_(rule=PublishedRule()), 'rule'),
+        (with_(rule=RandomSplits(base)), 'rule'),
+        (with_(when=When(9)), 'when'),
+        (with_(when=Every(8)), 'when'),
+        (with_(stop=Stop(events=2)), 'stop'),
+        (with_(tidy=Tidy(merge=1e-3)), 'tidy'),
+        (dict(descent=replace(descent, steps=21)), 'steps'),
+        (dict(descent=replace(descent, optimizer='sgd')), 'optimizer'),
+        (dict(descent=replace(descent, sharpen=lambda step: 5.0)), 'sharpen'),
+        (dict(seed=1), 'seed'),
+    ):
+        with pytest.raises(ValueError, match=f'made with another {says};'):
+            go(**how)
+    seen = []
+    again = go(callbacks=[lambda *report: seen.append(report)], progress=False)
+    assert torch.equal(again.x, whole.x) and seen == []  # a finished run is read back, not run
 
 
 @pytest.mark.parametrize(

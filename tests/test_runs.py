@@ -456,3 +456,15 @@ def test_random_controls_split_as_many_candidates_as_splitting_did(monkeypatch):
     }
     for name in names:
         assert tuple(s['split'] for s in record.splits(name)) == counts
+
+
+def test_a_record_names_what_it_does_not_hold(tmp_path):
+    record = Record.load(Path(__file__).parent.parent / 'results/figure11/small/mnist-0.3n-seed0.json')
+    for ask in (lambda: record.scores('split', 'L3'), lambda: record.gain(score='L3')):
+        with pytest.raises(ValueError, match="score='L3': score must be one of"):
+            ask()
+    with pytest.raises(ValueError, match="name='mine': name must be one of"):
+        record.baseline('mine')
+    (tmp_path / 'torn.json').write_text('{"config": ')
+    with pytest.raises(ValueError, match='must be the file of a record'):
+        Record.load(tmp_path / 'torn.json')

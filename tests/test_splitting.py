@@ -21,9 +21,23 @@ from samplesplit_nb.objectives import (
 from samplesplit_nb.optimisers import LazyAdam, geometric, hold_then_decay, inherit_state, warm_restarts
 from samplesplit_nb.peeling import Peeling, Search, peel, strength
 from samplesplit_nb.splitting import (
-    AfterSplit, Every, LineSearch, Plateau, Proposal, SmallGradient, SplitRule, Splitting,
-    Stop, min_curvature, offspring, reconstruct, split_samples, split_series, splitting_matrix,
-    splitting_product)
+    AfterSplit,
+    Every,
+    LineSearch,
+    Plateau,
+    Proposal,
+    SmallGradient,
+    SplitRule,
+    Splitting,
+    Stop,
+    min_curvature,
+    offspring,
+    reconstruct,
+    split_samples,
+    split_series,
+    splitting_matrix,
+    splitting_product,
+)
 from samplesplit_nb.rules import PublishedRule, RandomSplits
 from samplesplit_nb.storage import Checkpoint
 from samplesplit_nb.tidy import Tidy, tidy_samples
@@ -59,7 +73,8 @@ def test_lanczos_at_full_order_is_exact(d, dtype, tol):
     st.sampled_from(['random', 'identity', 'zero', 'rank one', 'clustered']),
 )
 def test_lanczos_is_bounded_by_the_spectrum(seed, order, exponent, kind):
-    "The Ritz value never leaves the spectrum, its vector is a unit vector whose Rayleigh quotient it is, whatever the scale and the degeneracy"
+    """The Ritz value never leaves the spectrum, its vector is a unit vector whose Rayleigh quotient it
+    is, whatever the scale and the degeneracy"""
     d, g = 12, torch.Generator().manual_seed(seed)
     Q = torch.linalg.qr(torch.randn(d, d, generator=g, dtype=torch.float64))[0]
     spectrum = {
@@ -138,7 +153,8 @@ OBJECTIVES = {
 
 @pytest.mark.parametrize('name', OBJECTIVES)
 def test_curvature_of_every_objective_is_its_dense_splitting_matrix(name):
-    "S_i is the Hessian of the loss minus 2 J'J, whatever the attack and the network; Lanczos, run to full order, finds its lowest pair"
+    """S_i is the Hessian of the loss minus 2 J'J, whatever the attack and the network; Lanczos, run to
+    full order, finds its lowest pair"""
     objective, g = OBJECTIVES[name](), torch.Generator().manual_seed(0)
     x = torch.randn(3, 9, generator=g, dtype=torch.float64)
     lam = torch.randn(objective.multiplier_shape(3), generator=g, dtype=torch.float64)
@@ -288,7 +304,8 @@ def test_controls_split_exactly_as_often_as_told():
 
 
 def test_fewer_are_split_where_all_together_do_not_help():
-    "Two candidates whose single splits lower the loss; with one allowed step only, the refusal path halves the set"
+    """Two candidates whose single splits lower the loss; with one allowed step only, the refusal path
+    halves the set"""
     objective, x, lam = random_problem(k=8, seed=5)
     sizes = set()
     for eta in (0.01, 0.1, 0.3, 1.0, 3.0, 10.0):
@@ -326,7 +343,8 @@ def test_second_order_of_any_centred_split(seed, parts, spread):
 @settings(max_examples=12)
 @given(seeds, st.integers(1, 3))
 def test_the_quartic_is_exact_and_its_step_is_good(seed, chosen):
-    "Coefficients against a fit; with 'quartic' and no cap the decrease is a sufficient part of the promise, at any seed"
+    """Coefficients against a fit; with 'quartic' and no cap the decrease is a sufficient part of the
+    promise, at any seed"""
     objective, x, lam = random_problem(k=3, seed=seed)
     rows = torch.arange(chosen)
     v = min_curvature(objective, x, lam).vectors[rows]
@@ -374,7 +392,8 @@ def test_too_few_counts_are_named():
 
 @given(seeds, st.integers(1, 4), st.floats(1e-6, 0.5), st.floats(0, 0.1))
 def test_tidying_keeps_the_objective(seed, copies, distance, tolerance):
-    "Copies scattered around candidates, some multipliers next to nothing: whatever is merged or dropped, L keeps its bound, labels and signs their places"
+    """Copies scattered around candidates, some multipliers next to nothing: whatever is merged or
+    dropped, L keeps its bound, labels and signs their places"""
     g = torch.Generator().manual_seed(seed)
     labels = torch.where(torch.randn(4, generator=g) > 0, 1.0, -1.0).double()
     objective = KKTObjective(double([6, 10, 1], bias='first', seed=seed), labels, 5.0)
@@ -405,6 +424,143 @@ def test_tidying_finds_what_it_should():
     tidy = Splitting(rule=None, tidy=Tidy(merge=1e-3))
     r = reconstruct(objective, crowd, mu, Descent(1, 1e-9, 0.0), tidy)
     assert len(r.x) == 3 and r.history.num_candidates == [5, 3] and torch.equal(r.origins, kept)
+
+
+# --- rules of other kinds, and what watches a run
+
+
+@given(seeds, st.integers(1, 12), st.sampled_from([1e-9, 1e-3, 1.0, 1e6]))
+def test_the_published_choice(seed, k, scale):
+    "Few negative curvatures: all of them. Else of the lowest half those below -0.1/k, 150 at most"
+    values = scale * torch.randn(k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    chosen, negative = PublishedRule().indices(values), (values < 0).nonzero()[:, 0]
+    if len(negative) < 0.3 * k:
+        assert sorted(chosen.tolist()) == negative.tolist()
+    else:
+        lowest = values.argsort()[: k // 2]
+        assert chosen.tolist() == [i for i in lowest.tolist() if values[i] * k < -0.1]
+    assert (values[chosen].diff() >= 0).all() and len(chosen) <= 150
+
+
+@settings(max_examples=12)
+@given(seeds, st.floats(0.01, 3.0))
+def test_the_published_step_is_the_best_of_the_objective_with_its_penalties(seed, high):
+    objective, x, lam = random_problem(k=4, seed=seed, box=(-0.3, 0.3))
+    rule = PublishedRule(eta_range=(1e-5, high), units=1e9)
+    split = split_samples(objective, x, lam, rule).split
+    if not len(split.chosen):
+        return
+    v = min_curvature(objective, x, lam).vectors[split.chosen]
+
+    def value(eta):
+        *children, parents = offspring(x, lam, split.chosen, v, eta)
+        return objective.select(parents)(*children).item()
+
+    assert 0 < split.eta < high
+    near = [value(eta) for eta in (0.97 * split.eta, min(1.03 * split.eta, high))]
+    # a local minimum, or an end, to the tolerance of scipy's search: 1e-5 in eta
+    best = min(near)
+    assert value(split.eta) <= best + 1e-3 * abs(value(1e-5) - best) + 1e-9 * abs(best)
+    assert split.loss_after == objective.loss(*offspring(x, lam, split.chosen, v, split.eta)[:2]).item()
+
+
+def test_the_published_rule_goes_on_with_a_fresh_optimiser():
+    "With momentum the first step after a split goes on; a fresh optimiser takes the gradient alone"
+    objective, x, lam = random_problem(k=4, seed=6)
+    watched = []
+
+    class Watch:
+        def split(self, split):
+            watched.append(split)
+
+    rule = PublishedRule(units=1e9)
+    sgd = partial(torch.optim.SGD, momentum=0.9)
+    run = lambda steps, rule: reconstruct(
+        objective,
+        x,
+        lam,
+        Descent(steps, 1e-5, 0.0, sgd),
+        Splitting(rule, Every(10)),
+        Running(report_every=1, callbacks=[Watch()]),
+    )
+    before, after = run(10, rule), run(11, rule)
+    (event,) = after.splits
+    assert watched == [event] and len(event.chosen)
+    children = split_samples(objective, before.x, before.lam, rule)
+    _, slope, _ = objective.select(children.split.parents).value_and_grad(children.x, children.lam)
+    assert_close(after.x, children.x - 1e-5 * slope, rtol=0, atol=1e-14)
+    kept = run(11, PublishedRule(units=1e9, fresh_optimiser=False))
+    assert (kept.x - after.x).norm() > 0.5 * (after.x - children.x).norm()  # control
+
+
+class Fixed:
+    "A rule of one's own, the least that it must have"
+
+    def __init__(self, indices, directions):
+        self.proposal = Proposal(torch.tensor(indices), directions)
+
+    def propose(self, objective, x, lam, event):
+        return self.proposal
+
+
+@given(seeds, st.lists(st.integers(0, 4), unique=True), st.integers(0, 5))
+def test_any_object_that_proposes_is_a_rule(seed, indices, most):
+    "It is searched as the paper's rule is, its curvatures are recorded, its first ones stay"
+    objective, x, lam = random_problem(k=5, seed=seed % 50)
+    v = torch.nn.functional.normalize(torch.randn(len(indices), 6, dtype=torch.float64))
+    after = split_samples(objective, x, lam, Fixed(indices, v), most=most)
+    split, offered = after.split, indices[:most]
+    assert isinstance(after, AfterSplit) and split.chosen.tolist() == offered[: len(split.chosen)]
+    assert torch.equal(split.values, min_curvature(objective, x, lam).values)
+    if len(split.chosen):
+        assert split.loss_after < split.loss_before and split.eta in LineSearch().steps(None)
+        S = [splitting_matrix(objective, x, lam, i) for i in split.chosen.tolist()]
+        total = sum(v[j] @ S[j] @ v[j] for j in range(len(S))).item()
+        assert_close(split.predicted, split.eta**2 / 2 * total, rtol=1e-8, atol=1e-12)
+    elif offered:
+        assert split.result == f'nothing split: no step lowers the loss enough ({len(offered)} tried)'
+    else:
+        assert split.result == 'nothing split: the rule proposes none'
+
+
+def test_a_plain_run_keeps_its_budget_and_its_house():
+    "`Splitting(rule=None)`: nothing splits, but seconds and tidying hold"
+    objective, x, lam = random_problem(k=3, seed=4)
+    late = reconstruct(objective, x, lam, Descent(500), Splitting(None, stop=Stop(seconds=1e-9)))
+    assert late.result == 'the budget of 1e-09 seconds is spent after 0 steps' and late.splits == []
+    never = reconstruct(objective, x, lam, Descent(20, 1e-3), Splitting(None, Every(5)))
+    plain = reconstruct(objective, x, lam, Descent(20, 1e-3))
+    assert torch.equal(never.x, plain.x) and never.history.loss == plain.history.loss
+
+
+def test_all_callbacks_hear_what_they_asked_for():
+    "Functions and objects, reports and splits; one that stops does not silence the others"
+    objective, x, lam = random_problem(k=4, seed=6)
+    heard = {'reports': [], 'both': [], 'splits': []}
+
+    class Both:
+        def report(self, step, loss, x, lam):
+            heard['both'].append(step)
+
+        def split(self, split):
+            heard['splits'].append(split.step)
+
+    stop = lambda step, *_: step >= 20
+    watch = [stop, lambda step, *_: heard['reports'].append(step), Both()]
+    rule = SplitRule(threshold=-1e-9, eta_max=0.1)
+    r = reconstruct(objective, x, lam, Descent(99, 1e-3), Splitting(rule, Every(8)), Running(callbacks=watch))
+    assert heard == {'reports': [0, 10, 20], 'both': [0, 10, 20], 'splits': [8, 16]}
+    assert r.result == 'stopped by the callback after 20 steps'
+
+
+def test_a_reconstruction_prints_no_tensor():
+    objective, x, lam = random_problem(k=4, seed=6)
+    rule = SplitRule(threshold=-1e-9, eta_max=0.1)
+    r = reconstruct(objective, x, lam, Descent(99, 1e-3), Splitting(rule, Every(8), Stop(events=9)))
+    for text in (str(r), repr(r), str(r.splits), str(r.history), str(r.splits[0])):
+        assert 'tensor' not in text and max(map(len, text.split('\n'))) < 2000
+    lines = str(r).split('\n')
+    assert lines[0] == r.result and len(lines) == 2 + 1 + 6 + 1 + 1  # head, start, events, '...', end
 
 
 # --- when, and when to stop
@@ -441,9 +597,7 @@ def test_two_splits_solve_under_parameterised_problems():
         objective, X, start = planted(seed)
         go = partial(reconstruct, objective, start, torch.zeros(2).double(), running=Running(report_every=1))
         rule = SplitRule(threshold=-1e-9, max_fraction=1.0, at_once=1, step='quartic', eta_max=None)
-        r = go(
-            Descent(150, lr=1.0, optimizer=lbfgs), Splitting(rule, Plateau(2, 0.01), Stop(candidates=4))
-        )
+        r = go(Descent(150, lr=1.0, optimizer=lbfgs), Splitting(rule, Plateau(2, 0.01), Stop(candidates=4)))
         solved += r.history.loss[-1] < 1e-12 and torch.cdist(X, r.x).min(1).values.max() < 1e-6
         alone += go(Descent(15, lr=1.0, optimizer=lbfgs)).history.loss[-1] < 1e-12
     print(f'solved {solved} of 20 with two splits, {alone} without')
@@ -482,7 +636,8 @@ def test_the_run_ends_for_the_reason_it_says():
 
 
 def test_algorithm_1_as_written():
-    "Gradient descent until |grad| <= eps, one split, and so on until every lambda_min > -eps_H: each event is at a stationary point, and so is the end"
+    """Gradient descent until |grad| <= eps, one split, and so on until every lambda_min > -eps_H: each
+    event is at a stationary point, and so is the end"""
     objective, X, start = planted(3)
     rule = SplitRule(threshold=-0.5, max_fraction=1.0, at_once=1)
     r = reconstruct(
@@ -558,7 +713,8 @@ def test_nothing_is_read_back_between_reports(monkeypatch, lr_multipliers, make)
 
 @pytest.mark.parametrize('lr_multipliers', [None, 1e-4])
 def test_captured_steps_give_the_same_run(lr_multipliers):
-    "torch.compile where it works here: same candidates to float32 accuracy, through a split and a sharpness that changes at every step"
+    """torch.compile where it works here: same candidates to float32 accuracy, through a split and a
+    sharpness that changes at every step"""
     objective, x, lam = random_problem(k=4, seed=6, dtype=torch.float32)
     splitting = Splitting(SplitRule(threshold=-1e-9, eta_max=0.1), Every(12))
     descent = Descent(30, 1e-3, lr_multipliers, sharpen=geometric(5.0, 10.0, 30))
@@ -588,10 +744,7 @@ def test_a_map_without_relu_has_no_sharpness():
     objective = MapObjective(lambda x: x**2, torch.ones(2).double(), d=2)
     with pytest.raises(ValueError, match='sharpness=5.0: sharpness must be left out'):
         reconstruct(
-            objective,
-            torch.ones(1, 2).double(),
-            torch.ones(1).double(),
-            Descent(1, sharpen=lambda step: 5.0),
+            objective, torch.ones(1, 2).double(), torch.ones(1).double(), Descent(1, sharpen=lambda step: 5.0)
         )
 
 
@@ -664,7 +817,8 @@ def test_state_without_rows_is_dropped():
 
 
 def test_split_continues_from_the_parent_state():
-    "After a split with a vanishing step the gradients halve; with the parents' moments Adam takes almost the step it would have taken, afresh it would not"
+    """After a split with a vanishing step the gradients halve; with the parents' moments Adam takes
+    almost the step it would have taken, afresh it would not"""
     objective, x, lam = random_problem(k=3, seed=8)
     rule = RandomSplits(SplitRule(eta_max=1e-9, halvings=0), counts=(3,), accept_any=True)
     go = lambda steps, rule=None: reconstruct(
@@ -690,11 +844,7 @@ def test_divergence_keeps_the_last_good_state(lr_multipliers):
     sgd = torch.optim.SGD
     with pytest.raises(ReconstructionError, match='must stay finite; use a smaller lr') as caught:
         reconstruct(
-            objective,
-            x,
-            lam,
-            Descent(400, 1e200, lr_multipliers, sgd),
-            running=Running(report_every=1),
+            objective, x, lam, Descent(400, 1e200, lr_multipliers, sgd), running=Running(report_every=1)
         )
     last = caught.value.last
     assert (
@@ -750,7 +900,8 @@ def test_bad_candidates_are_named():
 
 @pytest.mark.parametrize('name', OBJECTIVES)
 def test_contributions_and_targets_of_every_objective(name):
-    "Leave a candidate out, and the residual is its share; aimed at that, the objective has a zero there and nowhere else"
+    """Leave a candidate out, and the residual is its share; aimed at that, the objective has a zero
+    there and nowhere else"""
     objective, g = OBJECTIVES[name](), torch.Generator().manual_seed(0)
     x = torch.randn(3, 9, generator=g, dtype=torch.float64)
     lam = torch.randn(objective.multiplier_shape(3), generator=g, dtype=torch.float64)
@@ -799,7 +950,8 @@ def draw_for(objective, seed=0):
 @pytest.mark.parametrize('deflate', [True, False])
 @pytest.mark.parametrize('name', OBJECTIVES)
 def test_every_objective_is_peeled(name, deflate):
-    "The steps add up, the callback sees all candidates in the units of the target, labels follow, multipliers are the best ones"
+    """The steps add up, the callback sees all candidates in the units of the target, labels follow,
+    multipliers are the best ones"""
     objective, seen = OBJECTIVES[name](), []
     sharpness = None if name == 'cubic' else (5.0, 10.0)
     settings = Peeling(rounds=2, fresh=0.5, keep=0.01, sharpness_range=(5.0, 10.0), deflate=deflate)
@@ -858,7 +1010,8 @@ def test_a_search_alone_is_plain_descent_and_its_loss_is_told_in_one_unit(seed, 
 
 
 def test_a_small_contribution_is_found_where_the_residual_points():
-    "Two samples of large contribution and one of small, two candidates: descent does not find the third, peeling does, from every start on a grid"
+    """Two samples of large contribution and one of small, two candidates: descent does not find the
+    third, peeling does, from every start on a grid"""
     t = torch.linspace(0, 10, 101, dtype=torch.float64)[None]
     bump = lambda x: torch.exp(-2 * (t - x) ** 2)
     X, lam = (
@@ -961,3 +1114,21 @@ def test_warm_restarts_stay_in_range():
     f = warm_restarts(7, warmup=3)
     values = [f(s) for s in range(50)]
     assert all(0 <= v <= 1 for v in values) and values[0] == values[7] == values[49]
+
+
+def test_what_is_no_proposal_is_named():
+    class List:
+        def propose(self, objective, x, lam, event):
+            return [0]
+
+    objective, x, lam = random_problem(k=3, seed=0)
+    with pytest.raises(ValueError, match=r'proposal=\[0\]: proposal must be a Proposal'):
+        split_samples(objective, x, lam, List())
+    with pytest.raises(ValueError, match=r'optimizer=\[1\]: optimizer must be'):
+        Descent(5, optimizer=[1])
+
+
+def test_an_objective_moves_only_to_a_device_that_is_there():
+    objective, _, _ = random_problem(k=3, seed=0)
+    with pytest.raises(ValueError, match='device=cuda:99: device must be'):
+        objective.to('cuda:99')

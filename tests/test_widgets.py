@@ -5,6 +5,7 @@ from pathlib import Path
 import ipywidgets, matplotlib.pyplot as plt, numpy as np
 import pytest, torch, yaml
 from samplesplit_nb import experiments, splitting
+from samplesplit_nb.figures import WORDS
 from samplesplit_nb.runs import run
 from samplesplit_nb.settings import Experiment
 
@@ -138,8 +139,8 @@ def test_every_place_of_the_sliders_of_04_draws_what_its_title_names(browser):
     for at in grid(caught.sliders):
         sample, step, method = at['sample'], at['step'], at['method']
         fig = caught.callback(**at)
-        words = experiments.WORDS[method]
-        score = result.record['runs'][method]['evaluations']['scores'][step // 100][sample]
+        words = WORDS[method]
+        score = result.record.evaluations(method).scores[step // 100, sample].item()
         assert fig.get_suptitle() == f'Sample {sample}, step {step}, {words}: L2 = {score:.2f}'
         image, candidate, curve = fig.axes
         shown, found = (ax.images[0].get_array().data for ax in (image, candidate))

@@ -39,5 +39,8 @@ python tools/site.py
 step "nbdev_test"
 OMP_NUM_THREADS=1 nbdev_test --path nbs/support/checks.ipynb --do_print
 
+step "times" # these want the machine for themselves
+OMP_NUM_THREADS=1 python -m pytest -q -m alone
+
 step "notebooks and tests"
-OMP_NUM_THREADS=1 python -m pytest -q -rs -n 2 --dist loadgroup --durations 15
+OMP_NUM_THREADS=1 python -m pytest -q -rs -m 'not alone' -n 2 --dist loadfile --durations 15

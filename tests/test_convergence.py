@@ -1,9 +1,5 @@
-<<<<<<< HEAD
-"Every inequality behind nbs/03_convergence over 120 random instances, each with a control that fails"
-=======
 """Every inequality behind nbs/03_convergence over a hundred and more random instances, each with a control
 that fails"""
->>>>>>> main
 
 import math
 import pytest, torch
@@ -62,14 +58,8 @@ def splittings(objective, x, lam):
 
 
 def test_lemma_b2():
-<<<<<<< HEAD
-    """lambda_min(H) >= min lambda_min(S).
-
-    With J'J subtracted, or with the largest eigenvalue of S in place of the smallest, it fails."""
-=======
     """lambda_min(H) >= min lambda_min(S); with J'J subtracted, or with the largest eigenvalue of S in place
     of the smallest, it fails"""
->>>>>>> main
     turned = largest = 0
     for seed in HUNDRED:
         objective, x, lam = instance(seed)
@@ -82,14 +72,8 @@ def test_lemma_b2():
 
 
 def test_constants_bound_what_is_met():
-<<<<<<< HEAD
-    """l and rho against the second and third derivative at random points of the region.
-
-    A thousandth of them is too little."""
-=======
     """l and rho against the second and third derivative at random points of the region; a thousandth of them
     is too little"""
->>>>>>> main
     broken_l = broken_rho = 0
     for seed in HUNDRED:
         objective, x, lam = instance(seed)
@@ -115,14 +99,8 @@ def test_a_gradient_step_of_one_over_l_descends():
 
 
 def test_a_split_of_the_theorems_length_descends():
-<<<<<<< HEAD
-    """Where lambda_min < -eps_H, L falls by at least eps_H eta^2 / 4, for eps over three decades.
-
-    Along the highest eigenvector it does not."""
-=======
     """Where lambda_min < -eps_H: L falls by at least eps_H eta^2 / 4, for eps over three decades; along the
     highest eigenvector it does not"""
->>>>>>> main
     splits = wrong = 0
     for seed in HUNDRED:
         objective, x, lam = instance(seed)
@@ -141,15 +119,8 @@ def test_a_split_of_the_theorems_length_descends():
 
 
 def test_rho_bounds_the_third_derivative_along_a_split():
-<<<<<<< HEAD
-    """d^3 L / d eta^3 while both children of one split move by unit vectors, at random steps.
-
-    The paper's route needs a factor (2 s)^(3/2) for s splits at once, here 2 sqrt 2. A thousandth of rho is
-    too little."""
-=======
-    """d^3 L / d eta^3 while both children move by unit vectors, at random steps; the paper's route needs 2
-    sqrt 2 more. A thousandth of rho is too little"""
->>>>>>> main
+    """d^3 L / d eta^3 while both children of one split move by unit vectors, at random steps; for s splits at
+    once the paper's route needs (2 s)^(3/2) more, here 2 sqrt 2. A thousandth of rho is too little"""
     broken = 0
     for seed in HUNDRED:
         objective, x, lam = instance(seed)

@@ -38,7 +38,8 @@ shapes = st.tuples(st.integers(1, 8), st.integers(1, 12), st.integers(1, 9), st.
     st.integers(0, 99),
 )
 def test_pinning_moves_each_neuron_by_at_most_tol_and_leaves_no_near_kink(widths, n, bias, tol, seed):
-    "Also with more samples than dimensions; no plane is within reach of a neuron that did not move at all"
+    """Also with more samples than dimensions; a plane within reach of a neuron that did not move at all does
+    not exist"""
     net, X, y = problem(widths, n, seed, bias)
     before = flat(net)
     pinned, moved = pin_to_kinks(net, X, y if widths[-1] > 1 else None, tol)
@@ -110,7 +111,8 @@ def test_residual_is_that_of_the_slopes_and_multipliers_returned(widths, n, bias
 @pytest.mark.parametrize('widths', [(10, 20, 1), (10, 20, 12, 1), (10, 20, 3)])
 @pytest.mark.parametrize('seed', range(3))
 def test_trained_networks(widths, seed):
-    "The record holds for its networks; the certificate does not depend on scale or, but for rounding, dtype"
+    """The record holds for the networks in it; the certificate does not depend on scale or, up to rounding,
+    on the dtype"""
     net, X, y = problem(widths, 6, seed)
     k = train_kkt(net, X, y, max_steps=1000)
     assert k.clarke <= k.stationarity and k.moved <= 1e-2
@@ -140,7 +142,8 @@ def test_a_training_repeats_itself_and_shows_how_far_it_is(train, kw, capsys):
 
 
 def test_one_gradient_for_each_class_that_ties():
-    "Three classes, two of them wrong and equal: theta is a combination of both gradients, of no single one"
+    """Three classes, two of them wrong and equal: theta is a combination of both gradients, and of no single
+    one"""
     net = MLP([2, 3], bias='none', dtype=torch.float64).requires_grad_(False)
     x, y = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([0])
     net.layers[0].weight.copy_(torch.tensor([[2.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]]))

@@ -85,8 +85,7 @@ class Polynomial:
         degree:int # alpha, at least 1; ValueError otherwise
     )->'Polynomial':
         "The single power t^degree (paper, section 4.2)"
-        ok = isinstance(degree, int) and not isinstance(degree, bool) and degree >= 1
-        require(ok, 'degree', repr(degree), 'an integer of at least 1',
+        require(is_count(degree, 1), 'degree', repr(degree), 'an integer of at least 1',
                 'for example 3 for t^3')
         return cls((0.,)*degree + (1.,))
 

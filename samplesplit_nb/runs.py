@@ -21,7 +21,8 @@ from .inversion import invert_gradient
 from .metrics import Score, baselines, top_samples
 from .peeling import Peeling, Search, peel
 from .problems import Problem, draw_start, make_descent, make_splitting, prepare
-from .records import Record, Run, code_commit, environment, run_record
+from .records import (
+    Record, Run, _rounded, code_commit, environment, run_record)
 from .settings import Experiment, config, fingerprint
 from .splitting import reconstruct
 from .rules import RandomSplits
@@ -292,7 +293,7 @@ def _record(problem, runs):
     return Record(dict(
         config=config(e), fingerprint=fingerprint(e), environment=environment(problem.device),
         commit=code_commit(), images=_images(problem), training=problem.trained.certificate,
-        baselines={name: {k: [round(s, 4) for s in v.tolist()] for k, v in b.items()}
+        baselines={name: {k: _rounded(v) for k, v in b.items()}
                    for name, b in guesses.items()},
         runs=runs))
 
@@ -323,10 +324,6 @@ def _bytes(data, x):
     "Images of the rows x as uint8"
     return np.round(255*data.pixels(x)).astype(np.uint8)
 
-def _as_saved(run, score):
-    "Scores as the record has them"
-    return [round(v, 4) for v in run.scores[score].tolist()]
-
 # %% ../nbs/support/runs.ipynb #b6ee8b52
 def shown_images(
     problem:Problem,
@@ -335,7 +332,7 @@ def shown_images(
 )->dict: # arrays for an .npz file
     "Training images and the candidates they are scored by, uint8, and which samples they are"
     data, (name, score) = problem.data, next(iter(problem.scores.items()))
-    plain, split = (_as_saved(runs[which], name) for which in ('plain', 'split'))
+    plain, split = (_rounded(runs[which].scores[name]) for which in ('plain', 'split'))
     worst = 1e9 if score.better == 'lower' else -1e9
     samples = top_samples(plain, split, score, worst, most)
     nearest = lambda run: run.reconstruction.x.cpu()[run.nearest.cpu()]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 import torch
-from .checks import require
+from .checks import is_count, require
 
 # %% ../nbs/support/storage.ipynb #7185d601
 def _umask():
@@ -140,7 +140,7 @@ class Checkpoint:
 
     def __post_init__(self):
         steps, seconds = self.every_steps, self.every_seconds
-        require(steps is None or (type(steps) is int and steps >= 1), 'every_steps',
+        require(steps is None or is_count(steps, 1), 'every_steps',
                 steps, 'None or a whole number, at least 1', 'try 1000')
         require(seconds is None or 0 < seconds < math.inf,
                 'every_seconds', seconds, 'None or positive and finite', 'try 60')
@@ -173,10 +173,8 @@ class Keeper:
     Does nothing without a checkpoint."""
     def __init__(self,
         checkpoint:Checkpoint|None,
-        identity): # dict of plain values that agree if two runs are the same, or () -> dict
-        self.at, self.saved = checkpoint, time.monotonic()
-        self.identity = {} if checkpoint is None else (
-            identity() if callable(identity) else identity)
+        identity): # dict of plain values that agree if two runs are the same
+        self.at, self.identity, self.saved = checkpoint, identity, time.monotonic()
 
     def due(self, step:int)->bool:
         "Is it time to save before this step?"

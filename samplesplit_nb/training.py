@@ -213,6 +213,10 @@ def _identity(training, init, X, y, settings):
     return dict(training=training, network=network, weights=digest(_tensors(init)),
                 X=digest([X]), y=digest([y]), **{k: repr(v) for k, v in settings.items()})
 
+def _keeper(checkpoint, *what): # see `_identity`
+    "The `Keeper` of a training; without a checkpoint no checksum is needed"
+    return Keeper(checkpoint, {} if checkpoint is None else _identity(*what))
+
 # %% ../nbs/support/training.ipynb #fe1280d9
 @dataclass(frozen=True)
 class KKTTraining:
@@ -354,7 +358,7 @@ def train_kkt(
     _check_kkt(init, **settings)
     model = copy.deepcopy(init).requires_grad_()
     X, y = checked_samples(model, X, y)
-    keeper = Keeper(checkpoint, lambda: _identity('train_kkt', init, X, y, settings))
+    keeper = _keeper(checkpoint, 'train_kkt', init, X, y, settings)
     run, saved = KKTUnderWay(model), keeper.load()
     if saved and 'result' in saved: return _from_record(KKTTraining, saved, init)
     if saved: run.restore(saved)
@@ -478,8 +482,7 @@ def train_gd(
                     momentum=momentum)
     model = copy.deepcopy(init).requires_grad_()
     X, y = _check_gd(model, X, y, **settings)
-    keeper = Keeper(checkpoint, lambda: _identity('train_gd', init, X, y,
-                                                  dict(settings, stop_loss=stop_loss)))
+    keeper = _keeper(checkpoint, 'train_gd', init, X, y, dict(settings, stop_loss=stop_loss))
     saved = keeper.load()
     if saved and 'result' in saved: return _from_record(GDTraining, saved, init)
     run = GDUnderWay(model, torch.optim.SGD(model.parameters(), lr, momentum,

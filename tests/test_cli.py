@@ -325,6 +325,14 @@ def test_messages_name_arguments_to_python_and_options_to_a_shell(trained, cli):
             command(colour='red')
 
 
+def evaluated(folder):
+    "The rows, by name, of `samplesplit evaluate` on six faces, a process of its own"
+    found = str(folder / 'reconstruction.npz')
+    done = samplesplit('evaluate', '--reconstruction', found, '--data', 'faces', '-n', '6', '--json')
+    assert done.returncode == 0, done.stderr
+    return {r['name']: r for r in json.loads(done.stdout)['scores']}
+
+
 def test_train_reconstruct_evaluate_from_files_alone(trained, tmp_path):
     "The whole way, each command a process of its own"
     words = attack(trained, '-k', '12', '--steps', '400', '--out', tmp_path)
@@ -336,18 +344,7 @@ def test_train_reconstruct_evaluate_from_files_alone(trained, tmp_path):
         'reconstruction.json',
         'reconstruction.npz',
     ]
-    done = samplesplit(
-        'evaluate',
-        '--reconstruction',
-        str(tmp_path / 'reconstruction.npz'),
-        '--data',
-        'faces',
-        '-n',
-        '6',
-        '--json',
-    )
-    assert done.returncode == 0, done.stderr
-    rows = {r['name']: r for r in json.loads(done.stdout)['scores']}
+    rows = evaluated(tmp_path)
     control = rows.pop('control: reconstruction, unseen images')
     assert set(rows) == {'reconstruction', 'baseline: mean image', 'baseline: nearest other'}
     assert rows['reconstruction']['beat_nearest_other'] >= 5 and rows['reconstruction']['beat_both'] >= 4
@@ -974,18 +971,7 @@ def test_inversion_reads_the_samples_off_linearised_training(trained, tmp_path):
         'reconstruction.json',
         'reconstruction.npz',
     ]
-    done = samplesplit(
-        'evaluate',
-        '--reconstruction',
-        str(tmp_path / 'reconstruction.npz'),
-        '--data',
-        'faces',
-        '-n',
-        '6',
-        '--json',
-    )
-    assert done.returncode == 0, done.stderr
-    rows = {r['name']: r for r in json.loads(done.stdout)['scores']}
+    rows = evaluated(tmp_path)
     assert rows['reconstruction']['beat_both'] == 6 and max(rows['reconstruction']['l2']) <= 1e-3
     assert rows['control: reconstruction, unseen images']['mean_l2'] > 1
 

@@ -90,10 +90,14 @@ def writable_folder(
     name:str='out' # the option that gave it, for the message
 )->Path: # ValueError or OSError if nothing can be written there
     "A folder that can be written to"
+    remedy = f'choose another `{name}`'
+    require(str(path) != '', name, "''", 'the name of a folder', 'use . for this one')
     path = Path(path)
-    require(not path.exists() or path.is_dir(), name, path, 'a folder',
-            f'choose another `{name}`')
-    path.mkdir(parents=True, exist_ok=True)
+    require(not path.exists() or path.is_dir(), name, path, 'a folder', remedy)
+    try: path.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as e: why = e.strerror
+    else: why = None
+    require(why is None, name, path, f'a folder that can be made ({why})', remedy)
     require(os.access(path, os.W_OK), name, path, 'a folder you may write to',
             f'choose another `{name}`')
     return path

@@ -16,7 +16,7 @@ import torch
 from scipy.optimize import minimize, nnls
 from torch import Tensor
 from torch.func import functional_call, grad, jvp
-from .checks import is_count, require, require_finite
+from .checks import require, require_count, require_finite, require_number
 from .identifiability import interpolation_rank
 from .networks import MLP, SmoothReLU, flat_parameters, is_homogeneous
 from .tangents import ModuleTangent, gram, tangent_features
@@ -87,7 +87,7 @@ def counting(
     "Count equations against unknowns: necessary, never sufficient"
     for name, value in (('parameters', parameters), ('d', d), ('n', n),
                         ('multipliers', multipliers)):
-        require(is_count(value, 1), name, value, 'a whole number, at least 1', 'count it')
+        require_count(name, value, 1, 'count it')
     each = d + multipliers
     plural = 's' if multipliers > 1 else ''
     return Counting(parameters, n*each, n, parameters//each,
@@ -342,7 +342,7 @@ def pin_to_kinks(
     "Move neurons whose pre-activation is nearly 0 for some sample until it is 0 to rounding"
     _check_relu(model)
     _check_width(model, X)
-    require(0 < tol < 1, 'tol', tol, 'between 0 and 1', '3e-3 is a start')
+    require_number('tol', tol, 'in (0, 1)', '3e-3 is a start')
     pinned = copy.deepcopy(model).double().requires_grad_(False)
     if y is not None: y = checked_samples(pinned, X, y)[1]
     h = X.to(pinned.layers[0].weight)
@@ -456,8 +456,8 @@ def clarke_stationarity(
     "How far from equation (2), at the best multipliers and slopes found: an upper bound"
     _check_relu(model)
     if tol is None: tol = 32*torch.finfo(next(model.parameters()).dtype).eps
-    require(0 <= tol < math.inf, 'tol', tol, 'at least 0 and finite', 'None for rounding')
-    require(max_iter >= 1, 'max_iter', max_iter, 'at least 1', '200 is plenty')
+    require_number('tol', tol, 'at least 0 and finite', 'None for rounding')
+    require_count('max_iter', max_iter, 1, '200 is plenty')
     model = copy.deepcopy(model).double().requires_grad_(False)
     X, y = checked_samples(model, X, y)
     inputs, slopes, kinks = _kinks(model, X, tol)

@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch.nn import Module, Sequential, Unflatten
 from .answers import Answer, begin, writable_folder
 from .certificates import WeightsCertificate, certify
-from .checks import pick_device, require, require_finite
+from .checks import (
+    pick_device, require, require_count, require_finite, require_seed)
 from .data import ImageData
 from .descent import Reconstruction, ReconstructionError, Running
 from samplesplit_nb.claims import (FIGURES, findings, improvement, interval_text, panels,
@@ -29,12 +29,12 @@ from .experiments import save_result
 from .figures import WORDS, candidates_figure, matches_figure
 from .inversion import Inversion, invert_gradient
 from .metrics import score_candidates, score_table
-from .networks import MLP, Polynomial
+from .networks import MLP, Polynomial, SmoothReLU, SurrogateReLU
 from .objectives import ReconstructionObjective
 from samplesplit_nb.options import (METHODS, CertifyOptions, DemoOptions, EvaluateOptions,
     FigureOptions, InvertOptions, ReconstructOptions, StudyOptions, TrainOptions,
     require_positive)
-from .presets import preset
+from .presets import PRESETS, preset
 from .records import split_row, thin
 from .problems import (ATTACKS, Start, Trained, draw_start, load_collection,
     make_descent, make_objective, make_splitting, train, unseen_images)
@@ -55,6 +55,7 @@ def demo(
 )->Answer[Result]: # ValueError for impossible options
     "Recover faces from weights, without and with splitting; save pictures and numbers"
     o, say = begin(DemoOptions, options, hear, settings)
+    require_seed('seed', o.seed)
     e = Experiment(data_seed=o.seed, **{name: getattr(o, name) for name in (
         'n', 'k', 'width', 'steps', 'splits', 'seed', 'device')})
     out = writable_folder(o.out)
@@ -127,7 +128,12 @@ def train_victim(
     out, device = writable_folder(o.out), pick_device(o.device)
     data = _images(o, _task(ATTACKS[o.method].classes))
     say(f'Training on {len(data.X)} images of {o.data}, {data.X.shape[1]} numbers each.')
-    trained = train(e, data, device, progress=True)
+    try: trained = train(e, data, device, progress=True)
+    except ValueError as failed:
+        if 'wrong side' not in str(failed): raise
+        raise ValueError('the network does not fit its images: a sample stays on the wrong '
+                         'side; try more `steps`, a larger `width` or another `seed`'
+                         ) from failed
     about = describe(trained.model)
     sentence = _certificate_sentence(o.method, trained.certificate, len(data.X))
     say(f'network: {about}\ncertificate: {sentence}')
@@ -165,7 +171,7 @@ def certify_file(
 )->Answer[WeightsCertificate]: # ValueError or FileNotFoundError, see `load_network`
     "What can be said about the training data in the weights of a file"
     o, say = begin(CertifyOptions, options, hear, settings)
-    require(o.n >= 1, 'n', o.n, 'at least 1', 'give the number of training samples')
+    require_count('n', o.n, 1, 'give the number of training samples')
     require(o.degree is None or not o.module, 'degree', o.degree, 'left out with `module`',
             'leave out one of the two')
     power = None if o.degree is None else Polynomial.power(o.degree)
@@ -194,6 +200,8 @@ def _settings(o, method, dtype):
 # %% ../nbs/support/commands.ipynb #c0330022
 def _method(o):
     "The attack that the options `method` and `preset` agree on"
+    require(o.preset is None or o.preset in PRESETS, 'preset', repr(o.preset),
+            f'one of {", ".join(sorted(PRESETS))}', 'check the spelling')
     named = preset(o.preset).attack if o.preset else o.method
     require(named is not None, 'method', None, 'given', f'one of {", ".join(METHODS)}')
     require(named in ATTACKS and o.method in (None, named), 'preset', o.preset,
@@ -304,14 +312,20 @@ def _save_attack(o, out, ready, found, say):
                        _attack_record(o, ready, found), say)
 
 # %% ../nbs/support/commands.ipynb #c033002f
+def _descent(ready):
+    "Phase I; a network without ReLU is smooth as it is, so no schedule softens it"
+    descent, activation = make_descent(ready.experiment, ready.experiment.k), getattr(
+        ready.objective, 'activation', None)
+    soft = isinstance(activation, (SmoothReLU, SurrogateReLU))
+    return descent if soft else replace(descent, sharpen=None)
+
 def _descend(o, out, ready, say):
     "The `Reconstruction`; what there was is saved before a ReconstructionError"
     e, (x, lam) = ready.experiment, ready.start
     running = Running(
         seed=e.seed, progress='reconstruct',
         checkpoint=Checkpoint(out/'state.safetensors') if o.checkpoint else None)
-    try: return reconstruct(ready.objective, x, lam, make_descent(e, e.k), ready.splitting,
-                            running)
+    try: return reconstruct(ready.objective, x, lam, _descent(ready), ready.splitting, running)
     except ReconstructionError as failed:
         _save_attack(o, out, ready, failed.last, say)
         raise ReconstructionError(
@@ -417,7 +431,7 @@ def _read_found(path):
     remedy = 'give the reconstruction.npz that `samplesplit reconstruct` wrote'
     if not Path(path).is_file(): raise FileNotFoundError(f'{path} not found: {remedy}')
     try: arrays = load_arrays(path)
-    except (ValueError, AttributeError, KeyError, EOFError, BadZipFile): arrays = {}
+    except ValueError: arrays = {}
     found = [v for k, v in arrays.items() if k == 'x' or k.startswith('x_')]
     good = [v.ndim == 2 and len(v) > 0 and v.dtype.kind == 'f' for v in found]
     require(len(good) > 0 and all(good), 'reconstruction', path,

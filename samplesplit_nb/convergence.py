@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.func import jvp
-from .checks import require
+from .checks import is_number, require, require_number, seeded
 from .networks import Polynomial, SmoothReLU, SurrogateReLU
 from .objectives import ReconstructionObjective
 from .tangents import PerceptronTangent
@@ -55,7 +55,7 @@ def hessian_product(
 # %% ../nbs/03_convergence.ipynb #n13
 def _lowest(matvec, x, num_matvecs, tol, seed=0):
     "The lowest Ritz pair of a product with one matrix on all of x"
-    start = torch.randn(1, x.numel(), generator=torch.Generator().manual_seed(seed),
+    start = torch.randn(1, x.numel(), generator=seeded(seed),
                         dtype=torch.float64).to(x)
     with torch.no_grad():
         return lanczos_min(lambda v: matvec(v.view_as(x)).reshape(1, -1), start,
@@ -191,7 +191,7 @@ def local_smoothness(
 )->LocalSmoothness: # unpacks as (l, rho)
     "Spectral norms of the second and third derivative at one point"
     matvec = hessian_product(objective, x, lam, penalties=False)
-    g, size = torch.Generator().manual_seed(seed), x.numel()
+    g, size = seeded(seed), x.numel()
     start = torch.randn(1, size, generator=g, dtype=torch.float64).to(x)
     ends = [lanczos_min(lambda v: sign*matvec(v.view_as(x)).reshape(1, -1), start,
                         min(num_matvecs, size)).values.item() for sign in (1, -1)]
@@ -221,7 +221,7 @@ def _proved(objective, x, lam, radius):
 # %% ../nbs/03_convergence.ipynb #6ca272dc
 def _sampled(objective, x, lam, radius, samples, seed):
     "The largest local constants at random points of |x_i| <= radius, x the first of them"
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     found = []
     for i in range(samples):
         z = torch.randn(x.shape, generator=g, dtype=torch.float64)
@@ -247,8 +247,8 @@ def smoothness(
     require(method in ('bound', 'sampled'), 'method', repr(method), "'bound' or 'sampled'",
             "'bound' for perceptrons")
     radius = 2*x.norm(dim=1).max().item() if radius is None else radius
-    require(0 < radius < math.inf, 'radius', radius, 'positive and finite',
-            'None takes twice the largest candidate')
+    require_number('radius', radius, 'positive and finite',
+                   'None takes twice the largest candidate')
     if method == 'sampled': return _sampled(objective, x, lam, radius, samples, seed)
     perceptron = isinstance(getattr(objective, 'tangent', None), PerceptronTangent)
     require(perceptron and lam.ndim == 1, 'method', "'bound'", "'sampled' for this objective",
@@ -275,15 +275,14 @@ def theorem_bound(
 )->Bound: # ValueError for anything outside its range
     "Theorem 5.1 in numbers: 4 L0 / (eps_H eta^2) splits, 2 L0 / (eta_g eps^2) gradient steps"
     for name, value in (('eps', eps), ('l', l), ('rho', rho)):
-        require(0 < value < math.inf, name, value, 'positive and finite',
-                'see `smoothness` for l and rho')
-    require(0 <= L0 < math.inf, 'L0', L0, 'at least 0 and finite', 'a squared norm')
+        require_number(name, value, 'positive and finite', 'see `smoothness` for l and rho')
+    require_number('L0', L0, 'at least 0 and finite', 'a squared norm')
     most, far = 1/l, 1.5*math.sqrt(eps/rho)
     eta_g, eta = most if eta_g is None else eta_g, far if eta is None else eta
-    require(0 < eta_g <= most, 'eta_g', eta_g, f'positive and at most 1/l = {most:g}',
-            'use None')
-    require(0 < eta <= far, 'eta', eta, f'positive and at most 3/2 sqrt(eps/rho) = {far:g}',
-            'use None')
+    require(is_number(eta_g) and 0 < eta_g <= most, 'eta_g', eta_g,
+            f'positive and at most 1/l = {most:g}', 'use None')
+    require(is_number(eta) and 0 < eta <= far, 'eta', eta,
+            f'positive and at most 3/2 sqrt(eps/rho) = {far:g}', 'use None')
     splits = 4*L0/(math.sqrt(rho*eps)*eta**2)
     return Bound(splits, 2*L0/(eta_g*eps**2) + splits, math.sqrt(rho*eps), eta_g, eta)
 
@@ -363,8 +362,7 @@ def stationarity_certificate(
 )->Certificate: # ValueError for eps <= 0, rho <= 0, or an objective that is not smooth
     "Gradient, lambda_min of S and of H with their residuals, and what follows"
     for name, value in (('eps', eps), ('rho', rho)):
-        require(0 < value < math.inf, name, value, 'positive and finite',
-                'see `smoothness` for rho')
+        require_number(name, value, 'positive and finite', 'see `smoothness` for rho')
     _check_smooth(objective, x, lam)
     gradient = objective.value_and_grad(x, lam)[1].norm().item()
     S = min_curvature(objective, x, lam, num_matvecs_split)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from .checks import require
+from .checks import is_count, require, seeded
 
 # %% ../nbs/support/data.ipynb #55a9585e
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _check_count(name, labels, classes, n):
     "ValueError unless n samples can be balanced between the classes"
     rarest, many = min(int((labels == c).sum()) for c in classes), len(classes)
     rule = 'a whole number' if many <= 2 else f'a multiple of {many}'
-    possible = isinstance(n, int) and many <= n <= many*rarest
+    possible = is_count(n, many) and n <= many*rarest
     require(possible and (many <= 2 or n % many == 0), 'n', n,
             f'{rule} from {many} to {many*rarest}',
             f'{name} has {rarest} images of the rarest class')
@@ -166,7 +166,7 @@ def _check_count(name, labels, classes, n):
 def _balanced(name, labels, classes, n, seed):
     "Where to find n samples, class after class"
     _check_count(name, labels, classes, n)
-    g, many = torch.Generator().manual_seed(0 if seed is None else seed), len(classes)
+    g, many = seeded(0 if seed is None else seed), len(classes)
     def draw(c, count):
         where = np.flatnonzero(labels == c)
         return (where[:count] if seed is None
@@ -289,7 +289,7 @@ def _resized(images, size):
     "The images at a size of (height, width), or of as many pixels either way"
     from skimage.transform import resize
     side = (size, size) if isinstance(size, int) else tuple(size)
-    require(len(side) == 2 and all(isinstance(s, int) and s >= 1 for s in side), 'size', size,
+    require(len(side) == 2 and all(is_count(s, 1) for s in side), 'size', size,
             '(height, width), both at least 1', 'give two whole numbers')
     return [im if im.shape[:2] == side else resize(im, side, anti_aliasing=True)
             for im in images]

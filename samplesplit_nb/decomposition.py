@@ -18,7 +18,7 @@ import scipy.linalg, scipy.optimize, scipy.sparse.linalg
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from .checks import is_count, require, require_finite
+from .checks import is_count, require, require_finite, seeded
 
 # %% ../nbs/support/decomposition.ipynb #dec00008
 def require_degree(
@@ -154,7 +154,7 @@ def simultaneous_diagonalisation(
     seed:int=0
 )->Tensor: # (r, r) unit rows, up to order and sign; nan if two slices share a null vector
     "The rank-one terms of a tensor with linearly independent terms (paper, A.2 step 2)"
-    g, r = torch.Generator().manual_seed(seed), tensor.U.shape[1]
+    g, r = seeded(seed), tensor.U.shape[1]
     best, Y, M = -1., torch.empty(0), torch.empty(0)
     for _ in range(pairs):
         M1, M2 = (tensor.slice(torch.randn(r, generator=g, dtype=torch.float64))
@@ -243,7 +243,7 @@ def joint_diagonalisation(
     seed:int=1 # of the slices
 )->Tensor: # (r, r) unit rows
     "The basis in which many slices are as diagonal as possible at once (Ziehe et al. 2004)"
-    g, r = torch.Generator().manual_seed(seed), X.shape[1]
+    g, r = seeded(seed), X.shape[1]
     M = torch.stack([tensor.slice(torch.randn(r, generator=g, dtype=torch.float64))
                      for _ in range(slices)])
     Y = torch.linalg.inv(X).T

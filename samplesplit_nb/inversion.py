@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .checks import is_count, require, require_finite
+from .checks import (
+    require, require_count, require_finite, require_number, seeded)
 from .decomposition import decompose, require_degree, row_basis
 from .identifiability import Recovery, require_network
 from .networks import MLP
@@ -340,7 +341,7 @@ _SCALES = (.2, 2., .05, 20.) # of the starts, in turn
 
 def _look_until_done(search, starts, rounds, iterations, seed):
     "Rounds, until nothing is missing or eight in a row bring nothing"
-    generator, idle = torch.Generator().manual_seed(seed), 0
+    generator, idle = seeded(seed), 0
     for number in range(rounds):
         before = len(search.x)
         search.look(starts, _SCALES[number % len(_SCALES)], iterations, generator)
@@ -435,9 +436,8 @@ def _require_gradient(network, gradient):
 # %% ../nbs/beyond/inversion.ipynb #14be0033
 def _require_settings(accept, **counts):
     for name, value in counts.items():
-        require(value is None or is_count(value, 1), name, value,
-                'a whole number, at least 1', 'leave it out')
-    require(accept is None or 0 < accept <= 1, 'accept', accept, 'in (0, 1]', 'leave it out')
+        if value is not None: require_count(name, value, 1, 'leave it out')
+    if accept is not None: require_number('accept', accept, 'in (0, 1]', 'leave it out')
 
 # %% ../nbs/beyond/inversion.ipynb #14be0034
 @torch.no_grad()

@@ -9,7 +9,7 @@ __all__ = ['RitzPairs', 'lanczos_min']
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .checks import require
+from .checks import is_count, require
 
 # %% ../nbs/support/lanczos.ipynb #7d8226a3
 class _Krylov:
@@ -63,7 +63,7 @@ def lanczos_min(
 )->RitzPairs: # ValueError for an impossible num_matvecs
     "Smallest Ritz pairs of k matrices at once, re-orthogonalised twice (Lanczos 1950)"
     d = start.shape[1]
-    require(1 <= num_matvecs <= d, 'num_matvecs', num_matvecs,
+    require(is_count(num_matvecs, 1) and num_matvecs <= d, 'num_matvecs', num_matvecs,
             f'between 1 and the dimension {d}', 'more products than dimensions bring nothing')
     s = _Krylov(start, num_matvecs)
     for j in range(num_matvecs):

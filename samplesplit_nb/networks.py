@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
-from .checks import is_count, require
+from .checks import is_count, require, require_number, seeded
 
 # %% ../nbs/support/networks.ipynb #1bb7bb7a
 def _softplus(z, b):
@@ -28,10 +28,9 @@ class SmoothReLU:
     sharpness:float|Tensor|None=None # b, a number or a scalar tensor; None: exact ReLU
     def __post_init__(self):
         b = self.sharpness
-        ok = b is None or torch.is_tensor(b) or 0 < b < float('inf')
-        require(ok, 'sharpness', b,
-                'None (exact ReLU) or a positive finite number',
-                '50 to 200 is the useful range')
+        if not torch.is_tensor(b): require_number(
+            'sharpness', b, 'positive and finite',
+            'None is exact ReLU, 50 to 200 the useful range', optional=True)
     def __call__(self, z:Tensor)->Tensor: # same shape as z
         "The activation at z, elementwise"
         return torch.relu(z) if self.sharpness is None else _softplus(z, self.sharpness)
@@ -48,9 +47,8 @@ class SurrogateReLU:
     sharpness:float|Tensor # a, a number or a scalar tensor; ValueError unless positive, finite
     def __post_init__(self):
         a = self.sharpness
-        ok = a is not None and (torch.is_tensor(a) or 0 < a < float('inf'))
-        require(ok, 'sharpness', a, 'a positive finite number',
-                '19 to 150 is the published range')
+        if not torch.is_tensor(a): require_number(
+            'sharpness', a, 'positive and finite', '19 to 150 is the published range')
     def __call__(self, z:Tensor)->Tensor: # same shape as z
         "The activation: exactly relu(z), with the derivatives of softplus"
         soft = _softplus(z, self.sharpness)
@@ -147,7 +145,7 @@ class MLP(nn.Module):
             nn.utils.skip_init(nn.Linear, a, b, bias=has(i))
             for i, (a, b) in enumerate(zip(widths, widths[1:]))])
         self.to(torch.float64)
-        _draw(self.layers, init, torch.Generator().manual_seed(seed))
+        _draw(self.layers, init, seeded(seed))
         self.to(dtype=dtype, device=device)
 
     def forward(self, x:Tensor)->Tensor: # (k, outputs) from x (k, d)

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Self
 import scipy.optimize
 import torch
 from torch import Tensor, nn
-from .checks import pick_device, require, require_candidates, require_finite
+from samplesplit_nb.checks import (pick_place, require, require_candidates, require_finite,
+    require_number)
 from .networks import MLP, SmoothReLU, SurrogateReLU
 from .tangents import ChunkedTangent, GramForm, ModuleTangent, moved
 from .tangents import PerceptronTangent, StackedTangent, Tangent, softened
@@ -43,11 +44,12 @@ class ReconstructionMap:
         "ValueError: no softened ReLU here; see `NetworkObjective.smoothed`"
         require(False, 'sharpness', sharpness, 'left out for a map without ReLU',
                 'it is smooth as it is')
+    def identity(self)->dict: # values by name
+        "What makes it this one, for checkpoints: its class and all that it holds"
+        return dict(objective=type(self), **vars(self))
     def to(self, device=None, dtype=None)->Self: # ValueError for a dtype that is not floating
         "The same elsewhere: what it holds is moved by `moved`; a function of yours stays"
-        require(dtype is None or dtype.is_floating_point, 'dtype', dtype,
-                'a floating-point dtype', 'use torch.float32 or torch.float64')
-        if device is not None: device = pick_device(str(device))
+        device = pick_place(device, dtype)
         other = copy.copy(self)
         vars(other).update(moved(vars(self), device, dtype))
         return other
@@ -119,7 +121,6 @@ def _excess(x, box):
     if box is None: return torch.zeros_like(x)
     return (x - box[1]).clamp_min(0) + (x - box[0]).clamp_max(0)
 
-# %% ../nbs/01_objectives.ipynb #9c557342
 def _shortage(lam, least):
     "How far each multiplier lies below `least`; None: no bound"
     return torch.zeros_like(lam) if least is None else (least - lam).clamp_min(0)
@@ -142,10 +143,15 @@ class Penalties:
         box_weight:float=0.1, # of squared excesses/d; Loo et al. 2024: 0.1, Haim et al.: d
         lam_min:float|None=None, # multipliers below it are penalised; None: no penalty
         lam_weight:float=5.): # of that penalty (Haim et al. 2022, Buzaglo et al. 2024)
-        "ValueError for a box with lower >= upper"
+        "ValueError for a box with lower >= upper, and for weights that are none"
+        require_number('box_weight', box_weight, 'at least 0 and finite', 'use 0.1')
+        require_number('lam_min', lam_min, 'finite', 'None sets no bound', optional=True)
+        require_number('lam_weight', lam_weight, 'at least 0 and finite', 'use 5')
         self.d, self.box, self.box_weight = d, None, box_weight
         self.lam_min, self.lam_weight = lam_min, lam_weight
         if box is not None:
+            require(isinstance(box, (tuple, list)) and len(box) == 2, 'box', repr(box),
+                    'None or a pair (lower, upper)', 'use (-1., 1.)')
             self.box = tuple(torch.as_tensor(b).to(like) for b in box)
             require(bool((self.box[0] < self.box[1]).all()), 'box',
                     '<lower >= upper somewhere>', 'a pair with lower < upper', 'swap the two')
@@ -189,8 +195,9 @@ class ReconstructionObjective(_Contributions, Penalties):
         Penalties.__init__(self, d, self.target[0], box, box_weight, lam_min, lam_weight)
     def check(self, x:Tensor, lam:Tensor)->None:
         "ValueError unless the candidates x (k, d) and lam fit; see `require_candidates`"
-        shape = self.multiplier_shape(len(x))
-        require_candidates(x, lam, self.d, None if len(shape) == 1 else shape[1])
+        shape = self.multiplier_shape(1)
+        require_candidates(x, lam, self.d, None if len(shape) == 1 else shape[1],
+                           self.target[0])
     def __call__(self, x:Tensor, lam:Tensor)->Tensor: # scalar
         "What is minimised: loss + penalties"
         return self.loss(x, lam) + self.penalty(x, lam)
@@ -348,6 +355,10 @@ class _Choice(_ByGram):
                 and self._gram_form.target is self.target
                 and (self.form == 'gram' # that guard would stall a GPU at every step
                      or (self._gram_form.saves(k) and not self.target[0].is_cuda)))
+    def identity(self)->dict: # values by name
+        "What makes it this one; the form, which changes rounding alone, is left out"
+        how = ('form', '_gram_form')
+        return {name: v for name, v in super().identity().items() if name not in how}
 
 # %% ../nbs/01_objectives.ipynb #d291b371
 class _EitherForm(_Choice):
@@ -510,10 +521,12 @@ class _LabelledObjective(_Labels):
     "A KKT attack: each candidate has a label"
     def __init__(self, model, labels, sharpness, scale, shape, chunk_size, form, box,
                  box_weight, lam_min, lam_weight):
-        require(0 < scale < math.inf, 'scale', scale, 'positive and finite',
-                '1 / (number of candidates) in the published code')
+        require_number('scale', scale, 'positive and finite',
+                       '1 / (number of candidates) in the published code')
         super().__init__(model, sharpness, shape, chunk_size, form, box, box_weight,
                          lam_min=lam_min, lam_weight=lam_weight)
+        require(torch.is_tensor(labels), 'labels', f'<{type(labels).__name__}>', 'a tensor',
+                'use torch.tensor(labels)')
         require(labels.ndim == 1 and len(labels) >= 1, 'labels.shape', tuple(labels.shape),
                 '(k,), one label per candidate', 'flatten labels')
         self.scale, self.labels = scale, self._checked(labels).to(self.target[0].device)

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 import torch
 from torch import Tensor
-from .checks import require
+from .checks import require, require_count, require_number
 
 # %% ../nbs/support/optimisers.ipynb #bc6dffee
 # beta2 chosen here; 04_experiments, "A setting that deserves another look", has the sweep
@@ -47,9 +47,11 @@ class LazyAdam(torch.optim.Optimizer):
         lr:float=0.02, # Loo et al. 2024
         betas:tuple=(0.9, 0.999), # memory of gradients and of their squares
         eps:float=1e-8): # added to the root of the second moment
-        require(lr >= 0, 'lr', lr, 'at least 0', 'use 0.02')
-        require(all(0 <= b < 1 for b in betas), 'betas', betas, 'in [0, 1)',
-                'use (0.9, 0.999)')
+        require_number('lr', lr, 'at least 0 and finite', 'use 0.02')
+        require_number('eps', eps, 'at least 0 and finite', 'use 1e-8')
+        require(isinstance(betas, (tuple, list)) and len(betas) == 2, 'betas', betas,
+                'two numbers', 'use (0.9, 0.999)')
+        for beta in betas: require_number('betas', beta, 'in [0, 1)', 'use (0.9, 0.999)')
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps))
 
     @torch.no_grad()
@@ -135,8 +137,8 @@ def warm_restarts(
     warmup:int=50 # steps of linear warm-up after each restart
 )->Callable: # step -> factor in [0, 1]; ValueError unless the period is at least 1
     "Learning rate: cosine decay with warm restarts (Loshchilov and Hutter 2017)"
-    require(isinstance(period, int) and period >= 1, 'period', period,
-            'a whole number of steps, at least 1', 'use the splitting period')
+    require_count('period', period, 1, 'use the splitting period')
+    require_count('warmup', warmup, 0, 'use 50')
     def factor(step:int)->float:
         t = step % period
         return min(1, (t + 1)/max(warmup, 1))*0.5*(1 + math.cos(math.pi*t/period))
@@ -149,9 +151,9 @@ def hold_then_decay(
     warmup:int=50 # steps of linear warm-up
 )->Callable: # step -> factor in [0, 1]; ValueError unless steps >= 1, 0 <= hold < 1
     "Learning rate: in full, then one cosine to zero"
-    require(isinstance(steps, int) and steps >= 1, 'steps', steps,
-            'a whole number, at least 1', 'use the steps of the run')
-    require(0 <= hold < 1, 'hold', hold, 'in [0, 1)', 'use 0.7')
+    require_count('steps', steps, 1, 'use the steps of the run')
+    require_count('warmup', warmup, 0, 'use 50')
+    require_number('hold', hold, 'in [0, 1)', 'use 0.7')
     def factor(step:int)->float:
         t = min(max(step/steps - hold, 0)/(1 - hold), 1)
         return min(1, (step + 1)/max(warmup, 1))*0.5*(1 + math.cos(math.pi*t))
@@ -159,7 +161,10 @@ def hold_then_decay(
 
 # %% ../nbs/support/optimisers.ipynb #0b71b017
 def geometric(start:float, end:float, steps:int)->Callable: # step -> value
-    "From `start` at step 0 to `end` at step `steps`, by equal factors"
+    "From `start` at step 0 to `end` at step `steps`, by equal factors; ValueError below 0"
+    for name, value in (('start', start), ('end', end)):
+        require_number(name, value, 'positive and finite', 'use 50 and 200')
+    require_count('steps', steps, 0, 'use the steps of the run')
     return lambda step: start*(end/start)**min(step/max(steps, 1), 1)
 
 # %% ../nbs/support/optimisers.ipynb #63dde89e

@@ -9,12 +9,12 @@ __all__ = ['File', 'Dir', 'Name', 'Method', 'METHODS', 'OPTIONS', 'ComputeOption
            'require_positive', 'field_comments', 'docments', 'registered', 'study_help']
 
 # %% ../nbs/support/options.ipynb #0b710003
-import ast, io, math, tokenize
+import ast, io, tokenize
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Annotated, Literal, get_args
-from .checks import require
+from .checks import require_number
 
 # %% ../nbs/support/options.ipynb #0b710007
 # a value of the command line, by what it names there: a path to read, a folder to fill, images
@@ -212,8 +212,8 @@ def require_positive(
     "ValueError for a field that is given and is not a positive number"
     for name in names:
         value = getattr(options, name)
-        require(value is None or (value > 0 and math.isfinite(value)), name, value, 'positive',
-                'leave it out for the default')
+        if value is not None: require_number(name, value, 'positive and finite',
+                                             'leave it out for the default')
 
 # %% ../nbs/support/options.ipynb #0b71002d
 def _remarks(source):

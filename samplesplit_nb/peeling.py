@@ -6,14 +6,14 @@
 __all__ = ['strength', 'Search', 'Peeling', 'peel']
 
 # %% ../nbs/beyond/peeling.ipynb #9ee10002
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 import torch
 from torch import Tensor
-from .checks import is_count, require
+from .checks import (
+    is_number, require, require_count, require_flag, require_number)
 from .descent import Descent, History, Reconstruction, Running, count_of
 from .objectives import ReconstructionObjective
 from .optimisers import geometric, hold_then_decay
@@ -36,7 +36,8 @@ def strength(
 # %% ../nbs/beyond/peeling.ipynb #9ee10014
 def _check_range(pair):
     "ValueError unless these are two positive numbers"
-    require(len(pair) == 2 and 0 < min(pair) < math.inf, 'sharpness_range', pair,
+    good = isinstance(pair, (tuple, list)) and len(pair) == 2 and all(map(is_number, pair))
+    require(good and min(pair) > 0, 'sharpness_range', repr(pair),
             'two positive numbers', 'use (50., 200.) in a search, (200., 2000.) to sharpen')
 
 # %% ../nbs/beyond/peeling.ipynb #9ee10040
@@ -52,16 +53,17 @@ class Search:
     def __post_init__(self):
         Descent(self.steps, self.lr, optimizer=self.optimizer) # has the checks of these
         if self.sharpness_range is not None: _check_range(self.sharpness_range)
-        require(0 <= self.hold < 1, 'hold', self.hold, 'in [0, 1)', 'use 0.7')
+        require_number('hold', self.hold, 'in [0, 1)', 'use 0.7')
 
 # %% ../nbs/beyond/peeling.ipynb #9ee10041
 def _check_peeling(p):
     "ValueError for rounds and parts that are none"
-    require(is_count(p.rounds, 0), 'rounds', p.rounds, 'a whole number, at least 0', 'use 2')
+    require_count('rounds', p.rounds, 0, 'use 2')
     for name in ('fresh', 'slow'):
-        require(0 < getattr(p, name) <= 1, name, getattr(p, name), 'in (0, 1]', 'use 0.25')
-    require(0 <= p.keep < math.inf, 'keep', p.keep, 'at least 0 and finite', 'use 1')
+        require_number(name, getattr(p, name), 'in (0, 1]', 'use 0.25')
+    require_number('keep', p.keep, 'at least 0 and finite', 'use 1')
     _check_range(p.sharpness_range)
+    require_flag('deflate', p.deflate)
 
 # %% ../nbs/beyond/peeling.ipynb #c96d39ed
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import dataclasses
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .checks import require
+from .checks import require, seeded
 
 # %% ../nbs/support/presets.ipynb #848932a7
 def _draw(scale, interval, k, d, outputs, seed):
     "Pixels of standard deviation `scale`, (k, d), and multipliers uniform on `interval`"
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     x = scale*torch.randn(k, d, generator=g, dtype=torch.float64)
     low, high = interval
     shape = (k,) if outputs is None else (k, outputs)

@@ -9,7 +9,7 @@ __all__ = ['SCORES', 'Sizes', 'Curve', 'Looks', 'Record', 'Run', 'thin', 'split_
 import platform, subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,6 +18,43 @@ from .descent import History, Reconstruction, Split
 from .metrics import L2, SSIM, Score, recovered, summarize
 from .storage import load_json, save_json
 from .tables import Table, table
+
+# %% ../nbs/support/records.ipynb #4ec0a060
+_NUMBER = (int, float)
+# what a record must have, and of which kind
+_PARTS:dict[str, dict[str, Any]] = {
+    'record': dict(config=dict, fingerprint=str, baselines=dict, runs=dict),
+    'run': dict(k_start=int, k_end=int, steps=int, result=str, curve=dict, evaluations=dict,
+                scores=dict, splits=list, timing=dict),
+    'curve': dict(step=list, loss=list, k=list), 'evaluations': dict(step=list, scores=list),
+    'timing': dict(seconds=_NUMBER, splitting=_NUMBER)}
+
+def _lacks(found, part, at=''):
+    "The first field of this part that is missing or of another kind, in words; '' for none"
+    if not isinstance(found, dict): return f'{at or part} is no object'
+    for name, kind in _PARTS[part].items():
+        if not isinstance(found.get(name), kind): return f'no {at}{name}'
+    return next(filter(None, (_lacks(found[name], name, f'{at}{name}/')
+                              for name in _PARTS[part] if name in _PARTS)), '')
+
+def _short(scores, n, at):
+    "The first of these lists that is not n numbers, in words; '' for none"
+    for name, values in scores.items():
+        good = isinstance(values, list) and len(values) == n and all(
+            isinstance(v, _NUMBER) for v in values)
+        if not good: return f'{at}/{name} is not {n} numbers'
+    return ''
+
+def _damage(data):
+    "What a record lacks, in words; '' for a whole one"
+    wrong, n = _lacks(data, 'record'), None
+    if not wrong: n = data['config'].get('n')
+    for name, run in {} if wrong else data['runs'].items():
+        wrong = wrong or _lacks(run, 'run', f'runs/{name}/') or _short(
+            run['scores'], n, f'runs/{name}/scores')
+    for name, guesses in {} if wrong else data['baselines'].items():
+        wrong = wrong or _short(guesses, n, f'baselines/{name}')
+    return wrong
 
 # %% ../nbs/support/records.ipynb #4ec0a010
 @dataclass(frozen=True, repr=False)
@@ -29,9 +66,10 @@ class _Saved:
     def load(cls, path:str|Path)->'Record':
         "The record in a file; FileNotFoundError, or ValueError for a file that holds none"
         try: data = load_json(path)
-        except ValueError: data = None
-        whole = isinstance(data, dict) and {'config', 'fingerprint', 'runs'} <= set(data)
-        require(whole, 'path', path, 'the file of a record', 'make it anew by `load_or_run`')
+        except ValueError: wrong = 'no JSON'
+        else: wrong = _damage(data)
+        require(not wrong, 'path', f'<{path}: {wrong}>', 'the file of a record',
+                'move it away: it is made anew by `load_or_run`')
         return Record(data)
 
     def save(self, path:str|Path)->None:
@@ -117,6 +155,10 @@ class _Sized(_Named):
                 'run what is missing: see `load_or_run`')
         return self.data['runs'][name]
 
+    def kind(self, run:str)->str|None: # None: that of `runs.RUNS` as the package has it
+        "What that run did, as `runs.kind_of` has it"
+        return self._run(run).get('kind')
+
     def k(self, run:str)->Sizes: # (start, end)
         "How many candidates a run had, before the first step and after the last"
         return Sizes(self._run(run)['k_start'], self._run(run)['k_end'])
@@ -176,7 +218,9 @@ class _Scored(_Told):
 
     def unseen(self, run:str, score:str|None=None)->Tensor: # (n,); (0,) where there are none
         "Of as many images that were not trained on"
-        return _numbers(self._run(run)['unseen'].get(score or self.score.name, []))
+        name, kept = score or self.score.name, self._run(run).get('unseen', {})
+        _among(SCORES, 'score', name)
+        return _numbers(kept.get(name, []))
 
     def baseline(self,
         name:str, # 'mean_image' or 'nearest_other'

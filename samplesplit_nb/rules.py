@@ -6,12 +6,12 @@
 __all__ = ['RandomSplits', 'PublishedRule']
 
 # %% ../nbs/support/rules.ipynb #2e1e0002
-import math
 from dataclasses import dataclass
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
-from .checks import is_count, require
+from .checks import (
+    is_count, is_number, require, require_count, require_flag, require_number)
 from .splitting import (
     Event, Proposal, SplitLine, SplitRule, _randn_like, _why_none, min_curvature)
 
@@ -28,6 +28,11 @@ def _check_chance(r):
     "ValueError for other words"
     require(isinstance(r.rule, SplitRule), 'rule', repr(r.rule), 'a SplitRule',
             'write SplitRule()')
+    counts = r.counts
+    require(counts is None or (isinstance(counts, (tuple, list))
+                               and all(is_count(c, 0) for c in counts)), 'counts', counts,
+            'None, or whole numbers, at least 0', 'give one for each event')
+    require_flag('accept_any', r.accept_any)
     for name in ('direction', 'selection'):
         require(getattr(r, name) in ('curvature', 'random'), name, repr(getattr(r, name)),
                 "'curvature' or 'random'", "'random' is a control")
@@ -74,7 +79,8 @@ class RandomSplits(_Drawn):
         below = self.rule.below(objective, pairs.values)
         chosen = self.order(pairs.values, event.generator)[:self.count(below, event, len(x))]
         directions = self.vectors(pairs.vectors, event.generator)[chosen]
-        return Proposal(chosen, directions, pairs, _why_none(below, len(x)))
+        return Proposal(chosen, directions, pairs,
+                        _why_none(below, len(x), self.rule.max_fraction))
 
     def how_far(self, line:SplitLine)->float|None: # None: no step is good enough
         "As the rule; with `accept_any` any step"
@@ -83,15 +89,17 @@ class RandomSplits(_Drawn):
 # %% ../nbs/support/rules.ipynb #c0de0029
 def _check_published(rule):
     "ValueError for limits that nothing or everything would obey"
-    require(-math.inf < rule.threshold < 0, 'threshold', rule.threshold, 'negative and finite',
-            'the public code has -0.1')
-    require(rule.units is None or 0 < rule.units < math.inf, 'units', rule.units,
-            'None or positive and finite', 'None means k')
-    require(is_count(rule.at_once, 1), 'at_once', rule.at_once, 'a whole number, at least 1',
-            'the public code has 150')
-    low, high = rule.eta_range
-    require(0 < low < high < math.inf, 'eta_range', rule.eta_range, 'two numbers, rising',
-            'the public code has (1e-5, 0.02)')
+    require_number('threshold', rule.threshold, 'negative and finite', 'published is -0.1')
+    require_number('units', rule.units, 'positive and finite', 'None means k', optional=True)
+    require_number('max_fraction', rule.max_fraction, 'in (0, 1]', 'published is 0.5')
+    for name, published in dict(at_once=150, large=1000, num_matvecs=20).items():
+        require_count(name, getattr(rule, name), 1, f'published is {published}')
+    pair = lambda v: isinstance(v, tuple) and len(v) == 2 and all(map(is_number, v))
+    require(pair(rule.few) and all(0 <= v <= 1 for v in rule.few), 'few', rule.few,
+            'two numbers in [0, 1]', 'published is (0.3, 0.1)')
+    require(pair(rule.eta_range) and 0 < rule.eta_range[0] < rule.eta_range[1], 'eta_range',
+            rule.eta_range, 'two positive numbers, rising', 'published is (1e-5, 0.02)')
+    require_flag('fresh_optimiser', rule.fresh_optimiser)
 
 # %% ../nbs/support/rules.ipynb #c0de0028
 @dataclass(frozen=True)
@@ -131,7 +139,8 @@ class PublishedRule(_PublishedChoice):
         "Most negative curvature first"
         pairs = min_curvature(objective, x, lam, self.num_matvecs, event.generator)
         chosen = self.indices(pairs.values)
-        return Proposal(chosen, pairs.vectors[chosen], pairs, _why_none(0, len(x)))
+        return Proposal(chosen, pairs.vectors[chosen], pairs,
+                        _why_none(0, len(x), self.max_fraction))
 
     def how_far(self, line:SplitLine)->float:
         "The minimum of the objective, penalties included; L may rise"

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['RUNS', 'CONTROLS', 'PEELINGS', 'Evaluations', 'Watch', 'watched', 'running', 'Kind', 'Plain', 'WithSplits',
-           'RandomControl', 'Peeled', 'Inverted', 'attack', 'Result', 'run', 'shown_images', 'snapshots',
+           'RandomControl', 'Peeled', 'Inverted', 'kind_of', 'attack', 'Result', 'run', 'shown_images', 'snapshots',
            'MissingResult', 'load_or_run']
 
 # %% ../nbs/support/runs.ipynb #ae6bdbb5
-import time
+import hashlib, re, time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from .records import (
 from .settings import Experiment, config, fingerprint
 from .splitting import reconstruct
 from .rules import RandomSplits
-from .storage import Checkpoint, digest, load_json, save_arrays, save_json
+from .storage import (
+    Checkpoint, digest, identify, load_json, save_arrays, save_json)
 
 # %% ../nbs/support/runs.ipynb #490feb11
 class Evaluations:
@@ -69,7 +70,7 @@ class Watch:
 
     def path(self, suffix:str)->Path|None: # None: nothing is kept
         "A file of this run, named after it and ending in `suffix`"
-        slug = self.name.replace(' ', '-').replace(',', '')
+        slug = re.sub(r'[/\\:]', '-', self.name.replace(' ', '-').replace(',', ''))
         return None if self.folder is None else Path(self.folder)/f'{slug}{suffix}'
 
     def report_every(self, e:Experiment, steps:int)->int:
@@ -257,7 +258,21 @@ CONTROLS = tuple(name for name, kind in RUNS.items() if kind.control)
 # names of those that look again at what is left; the last two say what of it helps
 PEELINGS = tuple(name for name, kind in RUNS.items() if isinstance(kind, Peeled))
 
+# %% ../nbs/support/runs.ipynb #5a9e0101
+_OURS = dict(RUNS)
+
+def kind_of(
+    name:str # a key of `RUNS`
+)->str|None: # 16 hexadecimal digits; None where it is what this package has under that name
+    "A checksum of what a run of that name does"
+    if RUNS[name] == _OURS.get(name): return None
+    return hashlib.sha256(identify(RUNS[name]).encode()).hexdigest()[:16]
+
 # %% ../nbs/support/runs.ipynb #5a9e0069
+def _require_run(name):
+    require(isinstance(name, str) and name in RUNS, 'runs', repr(name), f'among {tuple(RUNS)}',
+            'check the spelling')
+
 def attack(
     problem:Problem,
     name:str, # of the run, in `RUNS`
@@ -266,7 +281,7 @@ def attack(
     progress:bool=False # show a bar with loss, candidates and time left
 )->Run: # ReconstructionError if it diverges; ValueError for an unknown or untimely name
     "Reconstruct from the weights alone; score against the truth on the way and at the end"
-    require(name in RUNS, 'runs', repr(name), f'among {tuple(RUNS)}', 'check the spelling')
+    _require_run(name)
     done = Record(dict(runs={})) if done is None else done
     require(not RUNS[name].control or {'plain', 'split'} <= set(done.names), 'runs',
             repr(name), 'after plain and split', 'put these two first')
@@ -317,6 +332,7 @@ def run(
         runs[name] = attack(problem, name, Record(dict(runs=done)), folder, progress)
         # a study has many controls, and of most only the end is shown
         done[name] = run_record(runs[name], 10 if RUNS[name].control else 200)
+        if kind_of(name) is not None: done[name]['kind'] = kind_of(name)
     return Result(problem, runs, _record(problem, done))
 
 # %% ../nbs/support/runs.ipynb #5a9e0078
@@ -377,7 +393,8 @@ def _saved(e, path):
 # %% ../nbs/support/runs.ipynb #5a9e0083
 def _lacking(saved, names, wrong, pictures):
     "(the runs to make, what is wrong); `pictures`: a file to lie beside, or None"
-    lacks = tuple(name for name in names if saved is None or name not in saved.names)
+    fits = lambda name: name in saved.names and saved.kind(name) == kind_of(name)
+    lacks = tuple(name for name in names if saved is None or not fits(name))
     if saved is not None and lacks: wrong = f'lacks {", ".join(lacks)}'
     if pictures is None or saved is None or pictures.exists(): return lacks, wrong
     return tuple(names), wrong or 'has no images beside it'
@@ -397,8 +414,9 @@ def load_or_run(
     cache:str|Path|None=None, # see `run`
     progress:bool=False
 )->Record:
-    "The record in the file; what is missing there is run and saved"
+    "The record in the file; what is missing is run and saved; ValueError as for `run`"
     path, pictures = Path(path), Path(path).with_suffix('.npz')
+    for name in names: _require_run(name)
     saved, wrong = _saved(e, path)
     lacks, wrong = _lacking(saved, names, wrong, pictures if images else None)
     if saved is not None and not lacks: return saved

@@ -10,7 +10,8 @@ import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
-from .checks import require
+from .checks import (
+    is_number, require, require_count, require_flag, require_number, require_seed)
 from .optimisers import OPTIMIZERS
 from .presets import preset
 from .splitting import SplitRule
@@ -19,16 +20,27 @@ from .splitting import SplitRule
 def _check_counts(e, **least):
     "ValueError unless these settings are whole numbers, at least so large"
     for name, low in least.items():
-        value = getattr(e, name)
-        require(isinstance(value, int) and value >= low, name, value,
-                f'a whole number, at least {low}', 'see the defaults of Experiment')
+        require_count(name, getattr(e, name), low, 'leave it out for the default')
+
+def _check_counts_or_none(e, **least):
+    "The same where None is allowed too"
+    for name, low in least.items():
+        require_count(name, getattr(e, name), low, 'None is the default', optional=True)
 
 # %% ../nbs/support/settings.ipynb #5e770008
 def _check_positive(e, *names):
     "ValueError unless these settings are positive and finite"
     for name in names:
-        require(0 < getattr(e, name) < float('inf'), name, getattr(e, name),
-                'positive and finite', 'see the defaults of Experiment')
+        require_number(name, getattr(e, name), 'positive and finite',
+                       'leave it out for the default')
+
+def _check_pair(e, name, above=float('-inf')):
+    "ValueError unless it is two finite numbers, both above a bound"
+    value = getattr(e, name)
+    good = isinstance(value, (tuple, list)) and len(value) == 2 and all(map(is_number, value))
+    require(good and min(value) > above, name, repr(value),
+            'two numbers' if above < 0 else 'two positive numbers',
+            f'for example {type(e).__dataclass_fields__[name].default}')
 
 # %% ../nbs/support/settings.ipynb #807e5528
 # what settings of an `Experiment` that are words can be: names, or a registry by name
@@ -43,7 +55,7 @@ def _check_words(e, *names):
     for name in names:
         allowed = tuple(CHOICES[name])
         require(getattr(e, name) in allowed, name, repr(getattr(e, name)), f'one of {allowed}',
-                'see the defaults of Experiment')
+                'leave it out for the default')
 
 # %% ../nbs/support/settings.ipynb #5e770014
 @dataclass(frozen=True)
@@ -53,7 +65,11 @@ class _Images:
     n:int=20 # training images
     data_seed:int|None=None # draws them; None: the first of each class in file order
 
-    def __post_init__(self): _check_counts(self, n=2)
+    def __post_init__(self):
+        require(isinstance(self.data, str) and self.data != '', 'data', repr(self.data),
+                'a name or a path', 'use faces, mnist or cifar10')
+        _check_counts(self, n=2)
+        require_seed('data_seed', self.data_seed, optional=True)
 
 # %% ../nbs/support/settings.ipynb #5e770017
 # ways to train that are for some attacks only; the others are for all
@@ -104,10 +120,12 @@ class _Search(_Network):
         _check_counts(self, k=1, steps=1, warmup=0)
         _check_words(self, 'optimizer')
         _check_positive(self, 'lr')
-        ok = self.hold is None or (0 <= self.hold < 1 and self.cycles is None)
-        require(ok, 'hold', self.hold,
-                f'None, or in [0, 1) with cycles=None (now {self.cycles})',
-                'choose one schedule')
+        _check_counts_or_none(self, cycles=0)
+        require_number('lr_multipliers', self.lr_multipliers, 'at least 0 and finite',
+                       'None eliminates the multipliers', optional=True)
+        require_number('hold', self.hold, 'in [0, 1)', 'None is the default', optional=True)
+        require(self.hold is None or self.cycles is None, 'hold', self.hold,
+                f'None with cycles={self.cycles}', 'choose one schedule')
 
 # %% ../nbs/support/settings.ipynb #5e770024
 @dataclass(frozen=True)
@@ -126,10 +144,12 @@ class _Objective(_Search):
         super().__post_init__()
         _check_words(self, 'tangent', 'box')
         _check_positive(self, 'start_scale')
-        b = self.sharpness
-        pair = isinstance(b, tuple) and len(b) == 2 and min(b) > 0
-        require(pair or b == 'loo', 'sharpness', b, "two positive numbers or 'loo'",
-                'for example (50., 200.)')
+        require_flag('share', self.share)
+        if self.sharpness != 'loo': _check_pair(self, 'sharpness', above=0)
+        _check_pair(self, 'start_multipliers')
+        require_number('box_weight', self.box_weight, 'at least 0 and finite',
+                       'None is the published one', optional=True)
+        require_number('lam_min', self.lam_min, 'finite', 'None sets no bound', optional=True)
 
 # %% ../nbs/support/settings.ipynb #5e770028
 def _rule_of(e):
@@ -153,9 +173,9 @@ class _Splits(_Objective):
     def __post_init__(self):
         super().__post_init__()
         _check_counts(self, splits=0)
-        fit = self.steps > self.splits and (self.split_every is None or self.split_every >= 1)
-        require(fit, 'splits', self.splits, f'smaller than steps={self.steps}',
-                'use fewer splits or more steps')
+        _check_counts_or_none(self, split_every=1)
+        require(self.steps > self.splits, 'splits', self.splits,
+                f'smaller than steps={self.steps}', 'use fewer splits or more steps')
         _rule_of(self) # ValueError for what no rule can be made of
 
 # %% ../nbs/support/settings.ipynb #c8bf7e42
@@ -171,6 +191,9 @@ class Experiment(_Splits):
         super().__post_init__()
         _check_words(self, 'dtype')
         _check_counts(self, evaluations=1)
+        require_seed('seed', self.seed)
+        require(isinstance(self.device, str), 'device', repr(self.device), 'a word',
+                "use 'auto', 'cpu' or 'cuda'")
 
     @property
     def period(self)->int:

@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.func import jvp
-from .checks import is_count, require
-from .descent import (
-    Descent, Reconstruction, ReconstructionRun, Running, Split, Successors, count_of)
+from .checks import (
+    is_count, require, require_count, require_flag, require_number, require_tensor)
+from samplesplit_nb.descent import (
+    Descent, Reconstruction, ReconstructionRun, Running, Split, Successors, count_of,
+    says_yes)
 from .lanczos import RitzPairs, lanczos_min
 from .objectives import ReconstructionObjective
 from .storage import progress_bar
@@ -59,7 +61,7 @@ def splitting_matrix(
     i:int # which candidate, 0 <= i < k
 )->Tensor: # (d, d), symmetric; ValueError for bad shapes or another i
     "S(x_i) as a dense matrix, for small d: d products with unit vectors"
-    require(0 <= i < len(x), 'i', i, f'between 0 and {len(x)-1}',
+    require(is_count(i, 0) and i < len(x), 'i', i, f'between 0 and {len(x)-1}',
             'count candidates from 0')
     matvec, d = splitting_product(objective, x, lam), objective.d
     rows = []
@@ -90,8 +92,8 @@ def min_curvature(
 )->RitzPairs: # values: lambda_min(S(x_i)), in loss per squared pixel unit
     "The lowest eigenpair of every S(x_i), and how exact; ValueError for bad shapes or numbers"
     objective.check(x, lam)
-    require(chunk_size is None or is_count(chunk_size, 1), 'chunk_size', chunk_size,
-            'None or a whole number, at least 1', 'try 256')
+    require_count('num_matvecs', num_matvecs, 1, 'the paper uses 20')
+    require_count('chunk_size', chunk_size, 1, 'try 256', optional=True)
     with torch.no_grad():
         residual = objective.residual(x, lam) if residual is None else residual
         start, parts = _randn_like(x, _seeded(generator)), []
@@ -164,14 +166,12 @@ class Proposal(NamedTuple):
 # %% ../nbs/02_splitting.ipynb #c0de0051
 def _check_limits(rule):
     "ValueError for limits that nothing or everything would obey"
-    require(-math.inf < rule.threshold < 0, 'threshold', rule.threshold, 'negative and finite',
-            'use a small negative number such as -1e-6 to split at any negative curvature')
-    require(0 < rule.max_fraction <= 1, 'max_fraction', rule.max_fraction, 'in (0, 1]',
-            'the paper uses 0.5')
-    require(rule.at_once is None or is_count(rule.at_once, 1), 'at_once', rule.at_once,
-            'None or a whole number, at least 1', '1 splits one candidate at a time')
-    require(is_count(rule.num_matvecs, 1), 'num_matvecs', rule.num_matvecs,
-            'a whole number, at least 1', 'the paper uses 20')
+    require_number('threshold', rule.threshold, 'negative and finite',
+                   'use -1e-6, say, to split at any negative curvature')
+    require_flag('relative', rule.relative)
+    require_number('max_fraction', rule.max_fraction, 'in (0, 1]', 'the paper uses 0.5')
+    require_count('at_once', rule.at_once, 1, '1 splits one at a time', optional=True)
+    require_count('num_matvecs', rule.num_matvecs, 1, 'the paper uses 20')
 
 # %% ../nbs/02_splitting.ipynb #c0de0003
 @dataclass(frozen=True)
@@ -197,10 +197,11 @@ class _Counting(CurvatureLimits):
         return min(below, int(self.max_fraction*k), self.at_once or below)
 
 # %% ../nbs/02_splitting.ipynb #c0de0054
-def _why_none(below, k):
+def _why_none(below, k, max_fraction):
     "Why a rule splits nothing, if it does not"
     if not below: return 'no curvature below the threshold'
-    return f'the rule allows none of {count_of(k)} ({below} below the threshold)'
+    return (f'max_fraction = {max_fraction:g} allows none of {count_of(k)} ({below} below the '
+            'threshold)')
 
 # %% ../nbs/02_splitting.ipynb #c0de0005
 class LowestCurvature(_Counting):
@@ -210,7 +211,8 @@ class LowestCurvature(_Counting):
         pairs = min_curvature(objective, x, lam, self.num_matvecs, event.generator)
         below = self.below(objective, pairs.values)
         chosen = pairs.values.argsort()[:self.allowed(below, len(x))]
-        return Proposal(chosen, pairs.vectors[chosen], pairs, _why_none(below, len(x)))
+        return Proposal(chosen, pairs.vectors[chosen], pairs,
+                        _why_none(below, len(x), self.max_fraction))
 
 # %% ../nbs/02_splitting.ipynb #c0de0055
 class _Line:
@@ -265,12 +267,10 @@ def _check_search(s):
     require(s.step in ('search', 'quartic'), 'step', repr(s.step), "'search' or 'quartic'",
             "'search' is the paper's")
     free = s.eta_max is None and s.step == 'quartic'
-    require(free or (s.eta_max is not None and 0 < s.eta_max < math.inf), 'eta_max', s.eta_max,
-            "positive and finite (or None with step='quartic')",
-            'the paper uses 0.01 pixel units')
-    require(is_count(s.halvings, 0), 'halvings', s.halvings, 'a whole number, at least 0',
-            'use 8')
-    require(0 <= s.sufficient < 1, 'sufficient', s.sufficient, 'in [0, 1)', 'use 0.1')
+    if not free: require_number('eta_max', s.eta_max, 'positive and finite',
+                                "the paper uses 0.01 pixel units; None is for step='quartic'")
+    require_count('halvings', s.halvings, 0, 'use 8')
+    require_number('sufficient', s.sufficient, 'in [0, 1)', 'use 0.1')
 
 # %% ../nbs/02_splitting.ipynb #c0de0059
 @dataclass(frozen=True)
@@ -314,19 +314,33 @@ def _sentence(k, why, tried, split, eta):
     return f'nothing split: {why}'
 
 # %% ../nbs/02_splitting.ipynb #71833cc9
+def _check_proposal(p, x):
+    "ValueError for what cannot be split"
+    require(isinstance(p, Proposal), 'proposal', repr(p)[:40], 'a Proposal',
+            'return Proposal(indices, directions) from propose')
+    i, last = torch.as_tensor(p.indices).reshape(-1), len(x) - 1
+    whole = len(i) == 0 or not (i.is_floating_point() or i.dtype == torch.bool)
+    good = whole and len(i.unique()) == len(i) and bool(((0 <= i) & (i <= last)).all())
+    require(good, 'indices', i.tolist(), f'different whole numbers between 0 and {last}',
+            'a mask becomes indices by mask.nonzero()[:, 0]')
+    wanted = len(i), x.shape[1]
+    require_tensor('directions', p.directions, like=x)
+    require(p.directions.shape == wanted, 'directions.shape', tuple(p.directions.shape),
+            f'{wanted}', 'propose a unit vector for each index')
+    length = p.directions.norm(dim=1)
+    require(bool(((length - 1).abs() < 1e-3).all()), 'directions',
+            f'<of lengths {[round(l, 4) for l in length.tolist()][:5]}>', 'unit vectors',
+            'use torch.nn.functional.normalize')
+    known = p.curvature is None or all(len(t) == len(x) for t in p.curvature)
+    require(known, 'curvature', '<of other candidates>', f'of all {len(x)} candidates',
+            'return what min_curvature gives')
+
 def _allowed(proposal, x, most):
     "Indices and directions of the first ones; ValueError for what cannot be split"
-    require(isinstance(proposal, Proposal), 'proposal', repr(proposal)[:40], 'a Proposal',
-            'return Proposal(indices, directions) from propose')
-    indices, directions, last = proposal.indices.long(), proposal.directions, len(x) - 1
-    good = indices.ndim == 1 and len(indices.unique()) == len(indices) and bool(
-        ((0 <= indices) & (indices <= last)).all())
-    require(good, 'indices', indices.tolist(), f'different numbers between 0 and {last}',
-            'see what the rule proposes')
-    wanted = len(indices), x.shape[1]
-    require(directions.shape == wanted, 'directions.shape', tuple(directions.shape),
-            f'{wanted}', 'propose a unit vector for each index')
-    return indices[:most], directions[:most]
+    _check_proposal(proposal, x)
+    require_count('most', most, 0, 'None sets no limit', optional=True)
+    indices = torch.as_tensor(proposal.indices).long().to(x.device)
+    return indices[:most], proposal.directions[:most]
 
 # %% ../nbs/02_splitting.ipynb #71833cc7
 def _curvatures(objective, x, lam, residual, chosen, directions):
@@ -341,7 +355,8 @@ def _shrink_until_it_helps(objective, x, lam, rule, chosen, directions, curvatur
         total = curvatures.sum().item()
         line = SplitLine(objective, x, lam, chosen, directions, before, total)
         eta = how_far(line)
-        if eta is not None: return chosen, directions, line, eta
+        require_number('how_far', eta, 'positive and finite', 'None splits fewer', True)
+        if eta is not None: return chosen, directions, line, float(eta)
         half = len(chosen)//2
         chosen, directions, curvatures = chosen[:half], directions[:half], curvatures[:half]
     return chosen, directions, None, 0.
@@ -389,8 +404,7 @@ class Every:
     steps:int=20_000 # paper, C.1: 20,000 to 40,000
     at_reports, means_converged = False, False # class attributes; says nothing about Phase I
     def __post_init__(self):
-        require(is_count(self.steps, 1), 'steps', self.steps,
-                'a whole number of steps, at least 1', 'the paper uses 20000')
+        require_count('steps', self.steps, 1, 'the paper uses 20000')
     def due(self, step:int, since:int, history)->bool:
         "Is there an event before gradient step `step`, the last one having been at `since`?"
         return step > 0 and step % self.steps == 0
@@ -402,8 +416,8 @@ class SmallGradient:
     eps:float # in loss per pixel unit, penalties included
     at_reports, means_converged = True, True # class attributes
     def __post_init__(self):
-        require(0 < self.eps < math.inf, 'eps', self.eps, 'positive and finite',
-                'see the gradient in the history of a plain run')
+        require_number('eps', self.eps, 'positive and finite',
+                       'see the gradient in the history of a plain run')
     def due(self, step:int, since:int, history)->bool:
         "Is the last reported gradient small?"
         return history.gradient[-1] <= self.eps
@@ -416,9 +430,8 @@ class Plateau:
     drop:float=0.01 # least relative fall that counts as progress
     at_reports, means_converged = True, True # class attributes
     def __post_init__(self):
-        require(is_count(self.steps, 1), 'steps', self.steps, 'a whole number, at least 1',
-                'use a few hundred')
-        require(0 < self.drop < 1, 'drop', self.drop, 'in (0, 1)', 'use 0.01')
+        require_count('steps', self.steps, 1, 'use a few hundred')
+        require_number('drop', self.drop, 'in (0, 1)', 'use 0.01')
     def due(self, step:int, since:int, history)->bool:
         "Has the objective hardly moved in the last `steps` steps?"
         if step - since < self.steps: return False
@@ -429,13 +442,9 @@ class Plateau:
 def _check_stop(s):
     "ValueError for a limit that cannot be kept"
     for name in ('eps_H', 'seconds'):
-        value = getattr(s, name)
-        require(value is None or 0 < value < math.inf, name, value,
-                'None or positive and finite', 'None sets no limit')
+        require_number(name, getattr(s, name), 'positive and finite', 'None is no limit', True)
     for name, least in (('events', 0), ('candidates', 1)):
-        value = getattr(s, name)
-        require(value is None or is_count(value, least), name, value,
-                f'None or a whole number, at least {least}', 'None sets no limit')
+        require_count(name, getattr(s, name), least, 'None is no limit', optional=True)
 
 # %% ../nbs/02_splitting.ipynb #3e4327c1
 @dataclass(frozen=True)
@@ -462,10 +471,12 @@ class Splitting:
     tidy:Tidy|None=None # merge and prune before each event and at the end; None: never
 
     def __post_init__(self):
-        require(self.rule is None or hasattr(self.rule, 'propose'), 'rule', repr(self.rule),
-                'None, or an object with propose', 'write SplitRule()')
-        require(hasattr(self.when, 'due'), 'when', repr(self.when), 'an object with due',
-                'write Every(1000)')
+        has = lambda value, name: not isinstance(value, type) and callable(
+            getattr(value, name, None))
+        require(self.rule is None or has(self.rule, 'propose'), 'rule', repr(self.rule),
+                'None, or an object (not a class) with propose', 'write SplitRule()')
+        require(has(self.when, 'due'), 'when', repr(self.when),
+                'an object (not a class) with due', 'write Every(1000)')
         require(isinstance(self.stop, Stop), 'stop', repr(self.stop), 'a Stop',
                 'write Stop(events=3)')
         require(self.tidy is None or isinstance(self.tidy, Tidy), 'tidy', repr(self.tidy),
@@ -481,7 +492,7 @@ def _tidy(run, tidy):
     return len(left.parents) < k
 
 def _split(run, splitting, room):
-    "One splitting event, recorded and told"
+    "(one splitting event, recorded and told; does a listener want to stop?)"
     run.evaluate()
     began = time.perf_counter()
     _tidy(run, splitting.tidy)
@@ -493,8 +504,7 @@ def _split(run, splitting, room):
     if len(split.chosen): run.replace_candidates(
         x, lam, split.parents, fresh=getattr(splitting.rule, 'fresh_optimiser', False))
     run.clock()
-    run.tell('split', split)
-    return split
+    return split, run.tell('split', split)
 
 # %% ../nbs/02_splitting.ipynb #0d57f1eb
 def _event(run, splitting):
@@ -502,7 +512,8 @@ def _event(run, splitting):
     converged, stop = getattr(splitting.when, 'means_converged', False), splitting.stop
     room = stop.room(len(run.splits), len(run.candidates.x))
     if room == 0: return 'the budget of events or candidates is spent' if converged else None
-    split = _split(run, splitting, room)
+    split, enough = _split(run, splitting, room)
+    if enough: return 'stopped by the callback'
     if stop.eps_H is not None and split.values.min().item() > -stop.eps_H:
         return f'stable: every lambda_min(S(x_i)) > -{stop.eps_H:g}'
     return split.result if converged and not len(split.chosen) else None
@@ -516,7 +527,8 @@ def _pause(run, splitting):
         return f'the budget of {seconds:g} seconds is spent'
     asked = reporting or not getattr(when, 'at_reports', False)
     since = run.splits[-1].step if run.splits else 0
-    due = splitting.rule is not None and asked and when.due(run.step, since, run.history)
+    due = splitting.rule is not None and asked and says_yes(
+        when.due(run.step, since, run.history), 'due')
     return _event(run, splitting) if due else None
 
 # %% ../nbs/02_splitting.ipynb #0d57f1ed
@@ -556,8 +568,14 @@ def reconstruct(
                               ('splitting', splitting, Splitting | None)):
         require(isinstance(value, kind), name, repr(value), f'a {name.capitalize()}',
                 f'write {name.capitalize()}(...)')
+    require(isinstance(objective, ReconstructionObjective), 'objective',
+            f'<{type(objective).__name__}>', 'a ReconstructionObjective',
+            'make one of the network, such as NTKObjective(model, init)')
     objective.check(x, lam)
     splitting = Splitting(rule=None) if splitting is None else splitting
+    most = splitting.stop.candidates
+    require(most is None or most >= len(x), 'candidates', most,
+            f'at least {len(x)}, the number at the start', 'start from fewer')
     run = ReconstructionRun(objective, x, lam, descent, running, **vars(splitting))
     ended = run.resume()
     if ended is not None: return run.result(ended)

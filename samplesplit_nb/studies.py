@@ -7,6 +7,7 @@ __all__ = ['SCALES', 'SEEDS', 'STUDIES', 'FACES', 'SEARCHES', 'Study', 'register
            'search_plan']
 
 # %% ../nbs/support/studies.ipynb #57d1e502
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from inspect import getdoc
@@ -24,6 +25,21 @@ SCALES = ('smoke', 'small', 'medium', 'paper')
 SEEDS = dict(smoke=(0,), small=(0, 1, 2), medium=(0, 1, 2), paper=(0, 1, 2))
 
 # %% ../nbs/support/studies.ipynb #57d1e52a
+def _check_study(s):
+    "ValueError for a study that cannot be run, or has no place to be saved"
+    require(bool(s.experiments) and all(isinstance(e, Experiment)
+                                        for e in s.experiments.values()),
+            'experiments', repr(s.experiments)[:60],
+            'a dict of label -> Experiment, not empty', 'give at least one')
+    for what, names in (('name', [s.name]), ('label', list(s.experiments))):
+        for name in names: require(
+            isinstance(name, str) and re.fullmatch(r'\w[\w.,+=-]*', name) is not None, what,
+            repr(name), 'a name for a file: letters, digits and . , + = - _', 'choose another')
+    for what in ('seeds', 'runs'):
+        value = getattr(s, what)
+        require(isinstance(value, tuple) and len(value) > 0, what, repr(value),
+                'a tuple, not empty', "such as (0, 1, 2), or ('plain', 'split')")
+
 @dataclass(frozen=True)
 class _Planned:
     "Experiments under one name, over several seeds"
@@ -34,6 +50,8 @@ class _Planned:
     runs:tuple=('plain', 'split') # and controls, see `CONTROLS`
     images:bool=False # keep the images of the first seed, for grids
     draw:bool=False # every seed draws its own images; False: the first of each class
+
+    def __post_init__(self): _check_study(self)
 
     def experiment(self, label:str, seed:int)->Experiment: # ValueError for an unknown label
         "The experiment of that label for one seed"
@@ -76,6 +94,10 @@ def register(
 )->Callable: # a decorator of a function(scale) -> `Study`
     "Enter a function in `STUDIES`, under a name"
     def enter(function):
+        known = STUDIES.get(name, function)
+        same = (known.__module__, known.__qualname__) == (function.__module__,
+                                                          function.__qualname__)
+        require(same, 'name', repr(name), 'a new one', 'that study exists already')
         STUDIES[name], _LIMITED[name] = function, scales
         return function
     return enter
@@ -96,7 +118,10 @@ def get_study(
             'check the spelling')
     require(scale in scales_of(name), 'scale', repr(scale),
             f'one of {scales_of(name)} for {name}', "use 'small'")
-    return STUDIES[name](scale)
+    study = STUDIES[name](scale)
+    require(study.name == name, 'name', repr(study.name), f'{name!r}, as it is registered',
+            'its results are saved under that name')
+    return study
 
 # %% ../nbs/support/studies.ipynb #57d1e511
 def study_lines()->dict: # name -> the first line of its docstring

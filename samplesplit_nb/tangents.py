@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
-from .checks import require, require_finite
+from .checks import pick_place, require, require_count, require_finite
 from .networks import MLP, SmoothReLU, SurrogateReLU
 
 # %% ../nbs/support/tangents.ipynb #b653f5c5
@@ -173,7 +173,7 @@ class Tangent:
         raise NotImplementedError
     def to(self, device=None, dtype=None)->Self: # see `moved`
         "The same map elsewhere: each tensor, module and tangent it holds is moved"
-        other = copy.copy(self)
+        device, other = pick_place(device, dtype), copy.copy(self)
         vars(other).update(moved(vars(self), device, dtype))
         return other
 
@@ -381,11 +381,13 @@ class ChunkedTangent(Tangent):
         tangent:Tangent,
         chunk_size:int # at least 1; ValueError otherwise
     ):
-        require(isinstance(chunk_size, int) and chunk_size >= 1, 'chunk_size', chunk_size,
-                'a whole number, at least 1', 'None takes all candidates at once')
+        require_count('chunk_size', chunk_size, 1, 'None takes all candidates at once')
         self.tangent, self.chunk_size = tangent, chunk_size
         self.d, self.outputs, self.weights = tangent.d, tangent.outputs, tangent.weights
         self.activation = tangent.activation
+    def identity(self)->Tangent:
+        "For checkpoints: what it is in one piece, which differs in rounding alone"
+        return self.tangent
     def with_activation(self, activation)->'ChunkedTangent':
         return ChunkedTangent(self.tangent.with_activation(activation), self.chunk_size)
     def to(self, device=None, dtype=None)->'ChunkedTangent':

@@ -6,23 +6,20 @@
 __all__ = ['Tidy', 'Tidied', 'tidy_samples']
 
 # %% ../nbs/support/tidy.ipynb #71d40002
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .checks import require
+from .checks import require_number
 from .objectives import ReconstructionObjective
 
 # %% ../nbs/support/tidy.ipynb #71d40020
 def _check_tidy(t):
     "ValueError for distances and parts that are none"
     for name in ('merge', 'prune'):
-        value = getattr(t, name)
-        require(value is None or 0 < value < math.inf, name, value,
-                'None or positive and finite', 'try merge=0.01, prune=1e-3')
-    require(0 <= t.tolerance < math.inf, 'tolerance', t.tolerance, 'at least 0 and finite',
-            'use 1e-3')
+        require_number(name, getattr(t, name), 'positive and finite',
+                       'try merge=0.01, prune=1e-3', optional=True)
+    require_number('tolerance', t.tolerance, 'at least 0 and finite', 'use 1e-3')
 
 # %% ../nbs/support/tidy.ipynb #4df47eb4
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from torch.func import functional_call, grad, hessian
 from samplesplit_nb.certificates import (
     checked_samples, clarke_stationarity, kkt_stationarity, minimised, pin_to_kinks,
     sample_margins)
-from .checks import is_count, require, require_finite
+from .checks import require, require_count, require_finite, require_number
 from .networks import MLP, SmoothReLU, flat_parameters
 from .tangents import gram, tangent_features, tangent_inner, weighted_sum
 from .optimisers import optimiser_state, restore_optimiser
-from .storage import Checkpoint, Keeper, digest, progress_bar
+from .storage import Checkpoint, Keeper, digest, identify, progress_bar
 
 # %% ../nbs/support/training.ipynb #tr000003
 def _check_ntk(init, X, y):
@@ -115,9 +115,9 @@ def _check_weight_decay(init, decay, max_iter, polish):
     require(all(p.dtype == torch.float64 for p in params), 'init',
             f'<{sorted({str(p.dtype) for p in params})}>', 'in torch.float64',
             'use init.double()')
-    require(0 < decay < math.inf, 'decay', decay, 'positive and finite', '1e-3 is a start')
-    require(max_iter >= 1, 'max_iter', max_iter, 'at least 1', '20,000 is plenty')
-    require(polish >= 0, 'polish', polish, 'at least 0', '0 for no Newton steps')
+    require_number('decay', decay, 'positive and finite', '1e-3 is a start')
+    require_count('max_iter', max_iter, 1, '20,000 is plenty')
+    require_count('polish', polish, 0, '0 for no Newton steps')
     P = sum(p.numel() for p in params)
     require(polish == 0 or P <= 3000, 'init', f'<{P} parameters>',
             'at most 3000 parameters for a dense Hessian', 'use polish=0 or fewer neurons')
@@ -209,8 +209,9 @@ def _from_record(kind, record, init):
 # %% ../nbs/support/training.ipynb #tr000016
 def _identity(training, init, X, y, settings):
     "What makes a training this training: checksums of its tensors, the network, the settings"
-    network = f'{init!r} {init.activation}' if isinstance(init, MLP) else repr(init)
-    return dict(training=training, network=network, weights=digest(_tensors(init)),
+    blank = copy.deepcopy(init).requires_grad_(False)
+    for p in blank.parameters(): p.zero_()
+    return dict(training=training, network=identify(blank), weights=digest(_tensors(init)),
                 X=digest([X]), y=digest([y]), **{k: repr(v) for k, v in settings.items()})
 
 def _keeper(checkpoint, *what): # see `_identity`
@@ -335,10 +336,9 @@ def _check_kkt(init, seconds, max_steps, lr, b, b_start):
     require(init.activation == SmoothReLU(), 'init.activation', init.activation,
             'exact ReLU, SmoothReLU()', 'soften it when reconstructing, not when training')
     for name, value in (('seconds', seconds), ('b', b), ('b_start', b_start)):
-        require(0 < value < math.inf, name, value, 'positive and finite',
-                'see the defaults')
-    require(0 < lr < 1, 'lr', lr, 'between 0 and 1', '0.02 is a start')
-    require(max_steps >= 1, 'max_steps', max_steps, 'at least 1', '8000 is a start')
+        require_number(name, value, 'positive and finite', 'see the defaults')
+    require_number('lr', lr, 'in (0, 1)', '0.02 is a start')
+    require_count('max_steps', max_steps, 1, '8000 is a start')
 
 # %% ../nbs/support/training.ipynb #bf8cd240
 def train_kkt(
@@ -359,9 +359,10 @@ def train_kkt(
     model = copy.deepcopy(init).requires_grad_()
     X, y = checked_samples(model, X, y)
     keeper = _keeper(checkpoint, 'train_kkt', init, X, y, settings)
-    run, saved = KKTUnderWay(model), keeper.load()
-    if saved and 'result' in saved: return _from_record(KKTTraining, saved, init)
-    if saved: run.restore(saved)
+    run = KKTUnderWay(model)
+    done = keeper.restore(lambda saved: _from_record(KKTTraining, saved, init)
+                          if 'result' in saved else run.restore(saved))
+    if done is not None: return done
     with progress_bar(progress, max_steps, 'train_kkt') as bar:
         _to_kkt(run, X, y, keeper, bar, **settings)
     result = _scaled(run.best, X, y, run.steps, run.seconds())
@@ -435,12 +436,10 @@ def _check_gd(model, X, y, loss, lr, steps, weight_decay, momentum):
     "X and y as the network wants them; ValueError for a setting out of its range"
     require(loss in _LOSSES, 'loss', repr(loss), f'one of {sorted(_LOSSES)}',
             "use 'logistic' for labels -1 / +1")
-    require(0 < lr < math.inf, 'lr', lr, 'positive and finite', '0.01 is a start')
-    require(is_count(steps, 0), 'steps', steps,
-            'a whole number, at least 0', 'the papers take up to 1,000,000')
-    require(0 <= weight_decay < math.inf, 'weight_decay', weight_decay,
-            'at least 0 and finite', '0 for none')
-    require(0 <= momentum < 1, 'momentum', momentum, 'at least 0 and below 1', '0 for none')
+    require_number('lr', lr, 'positive and finite', '0.01 is a start')
+    require_count('steps', steps, 0, 'the papers take up to 1,000,000')
+    require_number('weight_decay', weight_decay, 'at least 0 and finite', '0 for none')
+    require_number('momentum', momentum, 'in [0, 1)', '0 for none')
     return _gd_labels(model, X, y, loss)
 
 # %% ../nbs/support/training.ipynb #tr000041
@@ -483,11 +482,11 @@ def train_gd(
     model = copy.deepcopy(init).requires_grad_()
     X, y = _check_gd(model, X, y, **settings)
     keeper = _keeper(checkpoint, 'train_gd', init, X, y, dict(settings, stop_loss=stop_loss))
-    saved = keeper.load()
-    if saved and 'result' in saved: return _from_record(GDTraining, saved, init)
     run = GDUnderWay(model, torch.optim.SGD(model.parameters(), lr, momentum,
                                             weight_decay=weight_decay))
-    if saved: run.restore(saved)
+    done = keeper.restore(lambda saved: _from_record(GDTraining, saved, init)
+                          if 'result' in saved else run.restore(saved))
+    if done is not None: return done
     with progress_bar(progress, steps, 'train_gd') as bar:
         value = _descend(run, X, y, loss, steps, stop_loss, keeper, bar)
     result = _gd_result(run, X, y, value, settings)

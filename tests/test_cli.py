@@ -633,7 +633,7 @@ def test_what_does_not_go_together(trained, tmp_path, cli):
             'of 9 numbers an image',
         ),
         ([*own, '--method', 'kkt', '--shape', '28', '28'], 'of 625 numbers'),
-        ([*own, '--preset', 'nope'], 'name='),
+        ([*own, '--preset', 'nope'], '--preset='),
         ([*own], '--method=None'),
         ([*own, '--preset', 'haim-mnist-1', '--method', 'ntk'], 'choose another preset'),
         ([*own, '--preset', 'buzaglo-regression-1'], 'choose another preset'),

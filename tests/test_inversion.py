@@ -722,7 +722,7 @@ BAD = {
     'directions as many as neurons': (call(directions=80), 'fewer directions'),
     'more directions than neurons': (call(directions=100), 'fewer directions'),
     **{
-        f'{name} = {value!r}': (call(**{name: value}), f'{name}={value}: {name} must be a whole number')
+        f'{name} = {value!r}': (call(**{name: value}), f'{name}={value!r}: {name} must be a whole number')
         for name in ('samples', 'directions', 'starts', 'rounds', 'iterations')
         for value in (0, -1, 2.0, '3')
     },

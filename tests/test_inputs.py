@@ -1,0 +1,245 @@
+"Whatever a caller gives: it is taken for what it is, or refused in one line that names it"
+
+import math
+from dataclasses import MISSING, fields, replace
+
+import numpy as np
+import pytest
+import torch
+
+from samplesplit_nb.descent import Descent, Running
+from samplesplit_nb.networks import MLP
+from samplesplit_nb.objectives import KKTObjective, MapObjective, NTKObjective
+from samplesplit_nb.optimisers import LazyAdam, geometric, hold_then_decay, warm_restarts
+from samplesplit_nb.peeling import Peeling, Search
+from samplesplit_nb.rules import PublishedRule, RandomSplits
+from samplesplit_nb.settings import Experiment
+from samplesplit_nb.splitting import (
+    Event,
+    Every,
+    LineSearch,
+    Plateau,
+    Proposal,
+    SmallGradient,
+    SplitRule,
+    Splitting,
+    Stop,
+    reconstruct,
+    split_samples,
+)
+from samplesplit_nb.storage import Checkpoint
+from samplesplit_nb.tidy import Tidy
+
+SETTINGS = [
+    Descent(10),
+    Running(),
+    Checkpoint('run.safetensors'),
+    Splitting(),
+    SplitRule(),
+    LineSearch(),
+    RandomSplits(),
+    PublishedRule(),
+    Every(),
+    SmallGradient(1.0),
+    Plateau(),
+    Stop(),
+    Tidy(),
+    Search(20),
+    Peeling(),
+    Experiment(),
+]
+# none of these is a sensible value of any setting
+WRONG = [
+    '',
+    '7',
+    -3,
+    -0.5,
+    math.nan,
+    math.inf,
+    [],
+    [1.0],
+    {},
+    object(),
+    np.int64(3),
+    torch.tensor(0.5),
+    b'7',
+    1j,
+]
+# what some settings do take of them
+TAKEN = {
+    ('Experiment', 'data'): ['7'],  # the path of a folder
+    ('Experiment', 'device'): ['', '7'],  # looked at when it is used
+    ('Experiment', 'lam_min'): [-3, -0.5],
+    ('Checkpoint', 'path'): ['7'],
+    ('SplitRule', 'threshold'): [-3, -0.5],
+    ('PublishedRule', 'threshold'): [-3, -0.5],
+    ('Experiment', 'threshold'): [-3, -0.5],
+    ('Running', 'progress'): ['', '7'],
+    ('Running', 'callbacks'): [[]],
+    ('RandomSplits', 'counts'): [[]],
+}
+
+
+def names_of(settings):
+    return [f.name for f in fields(settings)]
+
+
+@pytest.mark.parametrize('settings', SETTINGS, ids=lambda s: type(s).__name__)
+def test_a_setting_is_right_or_refused_in_one_line(settings):
+    kind, seen = type(settings).__name__, 0
+    for name in names_of(settings):
+        for value in WRONG:
+            taken = any(
+                value is v or (type(value) is type(v) and value == v) for v in TAKEN.get((kind, name), [])
+            )
+            if taken:
+                replace(settings, **{name: value})
+                continue
+            with pytest.raises(ValueError) as e:
+                replace(settings, **{name: value})
+                pytest.fail(f'{name}={value!r} was taken')
+            assert '\n' not in str(e.value) and ' must be ' in str(e.value), (name, value)
+            assert f'{name}=' in str(e.value), (name, value, str(e.value))
+            seen += 1
+    assert seen >= 10
+    defaults = {f.name: f.default for f in fields(settings) if f.default is not MISSING}
+    replace(settings, **defaults)  # control: what is right is not refused
+
+
+@pytest.mark.parametrize('wrong', WRONG, ids=repr)
+def test_schedules_and_optimisers_refuse_the_same(wrong):
+    p = torch.zeros(2, requires_grad=True)
+    for make in (
+        lambda: geometric(wrong, 1.0, 5),
+        lambda: geometric(1.0, wrong, 5),
+        lambda: hold_then_decay(wrong),
+        lambda: hold_then_decay(5, wrong),
+        lambda: warm_restarts(wrong),
+        lambda: warm_restarts(5, wrong),
+        lambda: LazyAdam([p], lr=wrong),
+        lambda: LazyAdam([p], betas=wrong),
+        lambda: LazyAdam([p], eps=wrong),
+    ):
+        if isinstance(wrong, float) and 0 <= wrong < 1:
+            continue
+        with pytest.raises(ValueError, match=' must be '):
+            make()
+
+
+@pytest.fixture
+def problem():
+    start, end = (MLP([6, 20, 20, 1], seed=s, dtype=torch.float64) for s in (0, 1))
+    objective = NTKObjective(end, start, sharpness=5.0)
+    g = torch.Generator().manual_seed(2)
+    return objective, torch.randn(5, 6, generator=g).double(), torch.ones(5).double()
+
+
+def test_candidates_of_another_kind_are_refused_before_the_first_step(problem):
+    objective, x, lam = problem
+    for bad, says in (
+        (
+            x.float(),
+            r"^x=<torch.float32 on cpu>: x must be torch.float64 on cpu; use x.to\('cpu', torch.float64\)$",
+        ),
+        (x.numpy(), '^x=<ndarray>: x must be a tensor; use torch.as_tensor'),
+        (x.tolist(), '^x=<list>: x must be a tensor'),
+        (x.long(), '^x=<torch.int64>: x must be a tensor of floating-point numbers'),
+        (None, '^x=<NoneType>: x must be a tensor'),
+    ):
+        like = bad if torch.is_tensor(bad) else x
+        with pytest.raises(ValueError, match=says):
+            reconstruct(objective, bad, lam.to(like), Descent(5))
+        with pytest.raises(ValueError, match=says):
+            split_samples(objective, bad, lam.to(like), SplitRule())
+    with pytest.raises(ValueError, match='^objective=<MLP>: objective must be a ReconstructionObjective'):
+        reconstruct(MLP([2, 1]), x, lam, Descent(5))
+    with pytest.raises(
+        ValueError, match='^candidates=3: candidates must be at least 5, the number at the start'
+    ):
+        reconstruct(objective, x, lam, Descent(5), Splitting(stop=Stop(candidates=3)))
+
+
+@pytest.mark.parametrize(
+    'name', ['box', 'box_weight', 'lam_min', 'lam_weight', 'scale', 'sharpness', 'labels']
+)
+def test_objectives_refuse_what_they_cannot_use(name):
+    net, labels = MLP([6, 5, 1], bias='first'), torch.tensor([1.0, -1.0])
+    for value in WRONG:
+        if name in ('lam_min',) and value in (-3, -0.5):
+            continue
+        if name == 'sharpness' and torch.is_tensor(value):
+            continue  # a scalar tensor is a sharpness
+        with pytest.raises(ValueError, match=' must be '):
+            KKTObjective(net, **{'labels': labels, name: value})
+    with pytest.raises(ValueError, match='write dtype=torch.float64'):
+        KKTObjective(net, labels).to(torch.float64)
+    with pytest.raises(ValueError, match="dtype='float64': dtype must be a floating-point dtype"):
+        KKTObjective(net, labels).to(dtype='float64')
+
+
+class Mine:
+    "A rule that proposes whatever it is told"
+
+    def __init__(self, **wrong):
+        self.wrong = wrong
+
+    def propose(self, objective, x, lam, event: Event):
+        one = torch.zeros(1, x.shape[1], dtype=x.dtype)
+        one[0, 0] = 1
+        return Proposal(**dict(indices=torch.tensor([0]), directions=one) | self.wrong)
+
+
+def test_a_rule_of_ones_own_is_held_to_what_it_proposes(problem):
+    objective, x, lam = problem
+    assert split_samples(objective, x, lam, Mine()).split.num_candidates == 5  # control
+    one = Mine().propose(objective, x, lam, None).directions
+    for wrong in (
+        dict(indices=torch.tensor([0.0])),
+        dict(indices=torch.tensor([True])),
+        dict(indices=torch.tensor([7])),
+        dict(indices=torch.tensor([-1])),
+        dict(directions=2 * one),
+        dict(directions=0 * one),
+        dict(directions=one * math.nan),
+        dict(directions=one[:, :3]),
+        dict(directions=one.float()),
+    ):
+        with pytest.raises(ValueError, match=' must be '):
+            split_samples(objective, x, lam, Mine(**wrong))
+
+
+@pytest.mark.parametrize('answer', [np.bool_(True), torch.tensor(True), True])
+@pytest.mark.parametrize('occasion', ['report', 'split'])
+def test_whatever_says_true_stops(problem, answer, occasion):
+    class Watch:
+        pass
+
+    watch = Watch()
+    setattr(watch, occasion, lambda *what: answer)
+    found = reconstruct(
+        *problem, Descent(20), Splitting(SplitRule(-1e-9), Every(5)), Running(callbacks=[watch])
+    )
+    assert found.result.startswith('stopped by the callback')
+    with pytest.raises(
+        ValueError, match=f'a {occasion} callback must be a function that returns True or False'
+    ):
+        setattr(watch, occasion, lambda *what: 'enough')
+        reconstruct(*problem, Descent(20), Splitting(SplitRule(-1e-9), Every(5)), Running(callbacks=[watch]))
+
+
+def test_a_map_of_ones_own_is_told_by_its_code_and_what_it_uses(tmp_path):
+    "The checkpoint of one function is not that of another with the same name"
+    target, x, lam = torch.tensor([0.0, 1.0]).double(), torch.ones(1, 1).double(), torch.ones(1).double()
+
+    def run(factor, power):
+        def f(x):
+            return torch.cat([factor * x, x**power], dim=1)
+
+        at = Running(checkpoint=Checkpoint(tmp_path / 'run.safetensors'))
+        return reconstruct(MapObjective(f, target, 1), x, lam, Descent(5, lr_multipliers=0.1), running=at)
+
+    first = run(2.0, 2)
+    assert torch.equal(run(2.0, 2).x, first.x)
+    for other in ((3.0, 2), (2.0, 3)):
+        with pytest.raises(ValueError, match='made with another f;'):
+            run(*other)

@@ -74,7 +74,7 @@ def demo(
 # %% ../nbs/support/commands.ipynb #c0330015
 def _images(o, task, d=None):
     "The images that the options name; ValueError if they are not d numbers each"
-    data = load_collection(o.data, o.n, o.data_seed, task)
+    data = load_collection(o.data, o.n, o.data_seed, task, o.mean)
     require(d is None or data.X.shape[1] == d, 'data', o.data,
             f'of {d} numbers an image, which the network takes; this has {data.X.shape[1]}',
             'name the data that it was trained on')
@@ -83,7 +83,7 @@ def _images(o, task, d=None):
 # %% ../nbs/support/commands.ipynb #c0330053
 def _about_images(o, data):
     "What a record says of them"
-    return dict(name=o.data, n=len(data.X), data_seed=o.data_seed,
+    return dict(name=o.data, n=len(data.X), data_seed=o.data_seed, mean=o.mean,
                 task='binary' if data.y.is_floating_point() else 'multiclass')
 
 # %% ../nbs/support/commands.ipynb #c0330018
@@ -102,7 +102,7 @@ def _victim(o):
     require(not ntk or o.steps is None, 'steps', o.steps, 'left out for ntk',
             'that training is one exact solve')
     return Experiment(**own | dict(
-        data=o.data, n=o.n, data_seed=o.data_seed, seed=o.seed, device=o.device,
+        data=o.data, n=o.n, data_seed=o.data_seed, mean=o.mean, seed=o.seed, device=o.device,
         width=o.width or (500 if ntk else 1000),
         training_steps=0 if ntk else o.steps or own['training_steps']))
 

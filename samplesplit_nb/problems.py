@@ -33,14 +33,16 @@ def load_collection(
     name:str, # faces, mnist or cifar10; else the path of a folder of images or an .npz file
     n:int,
     seed:int|None=None, # draws them; None: the first of each class
-    task:str='binary' # of mnist and cifar10: 'binary' or 'multiclass'
+    task:str='binary', # of mnist and cifar10: 'binary' or 'multiclass'
+    mean:str|Tensor='collection' # what is subtracted, see `load_data`
 )->ImageData: # ValueError or FileNotFoundError, see `load_data` and `load_images`
     "n images by name or path, balanced between the classes"
     if name in SOURCES:
-        return load_data(name, n, seed=seed, task='binary' if name == 'faces' else task)
+        return load_data(name, n, seed=seed, task='binary' if name == 'faces' else task,
+                         mean=mean)
     require(Path(name).exists(), 'data', repr(name), f'one of {sorted(SOURCES)}, or a path',
             'check the spelling')
-    return load_images(name, n, seed=seed)
+    return load_images(name, n, seed=seed, mean=mean)
 
 # %% ../nbs/support/problems.ipynb #5a9e0004
 def unseen_images(
@@ -50,11 +52,13 @@ def unseen_images(
 )->ImageData|None: # None where the collection has too few
     "Other images of the same collection, about n of them"
     task = 'binary' if data.y.is_floating_point() else 'multiclass'
-    try: more = load_collection(name, 2*len(data.X), data_seed, task)
+    try: more = load_collection(name, 2*len(data.X), data_seed, task, data.mean)
     except ValueError: return None
     seen = {row.numpy().tobytes() for row in data.X}
     rest = [i for i, row in enumerate(more.X) if row.numpy().tobytes() not in seen]
-    return replace(more, X=more.X[rest], y=more.y[rest]) if len(rest) >= 2 else None
+    if len(rest) < 2: return None
+    index = None if more.index is None else more.index[rest]
+    return replace(more, X=more.X[rest], y=more.y[rest], index=index)
 
 # %% ../nbs/support/problems.ipynb #5a9e0005
 def scores_for(data:ImageData)->dict: # name -> `Score`, the paper's choice first
@@ -289,7 +293,8 @@ def prepare(
 )->Problem: # ValueError where images and method do not go together
     "Load the images, and train, or find the network in the cache"
     device, many = pick_device(e.device), ATTACKS[e.method].classes
-    data = load_collection(e.data, e.n, e.data_seed, 'multiclass' if many else 'binary')
+    task = 'multiclass' if many else 'binary'
+    data = load_collection(e.data, e.n, e.data_seed, task, e.mean)
     require(many or data.y.is_floating_point(), 'method', repr(e.method),
             f"'multiclass' for the classes of {e.data}",
             'use two classes, or method multiclass')

@@ -46,7 +46,7 @@ def _check_pair(e, name, above=float('-inf')):
 # what settings of an `Experiment` that are words can be: names, or a registry by name
 CHOICES:dict[str, Collection[str]] = dict(
     method=('ntk', 'kkt', 'multiclass'), training=('exact', 'margin', 'descent'),
-    optimizer=OPTIMIZERS, tangent=('init', 'final', 'both'),
+    mean=('training', 'collection'), optimizer=OPTIMIZERS, tangent=('init', 'final', 'both'),
     box=('pixels', 'unit', 'none'), dtype=('float32', 'float64'))
 
 # %% ../nbs/support/settings.ipynb #5e770011
@@ -64,12 +64,14 @@ class _Images:
     data:str='faces' # faces, mnist, cifar10, or the path of one's own images
     n:int=20 # training images
     data_seed:int|None=None # draws them; None: the first of each class in file order
+    mean:str='collection' # subtracted: of the n 'training' images (published), or of all
 
     def __post_init__(self):
         require(isinstance(self.data, str) and self.data != '', 'data', repr(self.data),
                 'a name or a path', 'use faces, mnist or cifar10')
         _check_counts(self, n=2)
         require_seed('data_seed', self.data_seed, optional=True)
+        _check_words(self, 'mean')
 
 # %% ../nbs/support/settings.ipynb #5e770017
 # ways to train that are for some attacks only; the others are for all
@@ -207,7 +209,7 @@ class Experiment(_Splits):
 
 # %% ../nbs/support/settings.ipynb #928d62aa
 # settings that came after results had been saved: left out where they change nothing
-_LATER = {'hold': None}
+_LATER = {'hold': None, 'mean': 'collection'}
 
 def config(e:Experiment)->dict:
     "The settings as JSON has them: tuples are lists; later settings only where they matter"
@@ -222,7 +224,8 @@ def fingerprint(
     "A checksum of settings"
     own = config(e)
     count = [name for name in own if name != 'device'] if names is None else names
-    return sha256(json.dumps({name: own[name] for name in count}).encode()).hexdigest()[:16]
+    text = json.dumps({name: own[name] for name in count if name in own})
+    return sha256(text.encode()).hexdigest()[:16]
 
 # %% ../nbs/support/settings.ipynb #5e770038
 # the settings that decide what network is trained

@@ -22,7 +22,9 @@ from .storage import load_arrays
 # sizes: seconds (a test), minutes and hours on two cores, the paper's own on a GPU
 SCALES = ('smoke', 'small', 'medium', 'paper')
 # seeds of the paper's figures, by scale
-SEEDS = dict(smoke=(0,), small=(0, 1, 2), medium=(0, 1, 2), paper=(0, 1, 2))
+SEEDS = dict(smoke=(0,), small=(0, 1, 2, 3, 4), medium=(0, 1, 2), paper=(0, 1, 2))
+# of other studies that have no number of their own
+_THREE = SEEDS | dict(small=(0, 1, 2))
 
 # %% ../nbs/support/studies.ipynb #57d1e52a
 def _check_study(s):
@@ -169,7 +171,7 @@ _binary = lambda scale, *args: _kkt(scale, 'kkt', *args)
 
 # %% ../nbs/support/studies.ipynb #57ceeb0c
 def _of_paper(name, scale, experiments):
-    "A study of the paper's figures: three seeds on the same images"
+    "A study of the paper's figures: every seed on the same images"
     return Study(name, scale, experiments, SEEDS[scale], images=True)
 
 def _collections(scale): # of the NTK attack
@@ -215,6 +217,15 @@ def _figure11(scale):
     return _of_paper('figure11', scale, {f'{d}-{r}n': _ntk(scale, d, r)
                                          for d in _collections(scale) for r in ratios})
 
+# %% ../nbs/support/studies.ipynb #57d1e5a1
+@register('drawn', SCALES[:3])
+def _drawn(scale):
+    "the paper's figures, each seed on images of its own, less their own mean"
+    of_paper = [name for name in STUDIES if name.startswith('figure')]
+    cases = {f'{name}-{label}': replace(e, mean='training') for name in of_paper
+             for label, e in STUDIES[name](scale).experiments.items()}
+    return Study('drawn', scale, cases, SEEDS[scale], draw=True)
+
 # %% ../nbs/support/studies.ipynb #7485568b
 @register('controls', SCALES[:2])
 def _controls(scale):
@@ -238,7 +249,7 @@ def _curvature(scale):
 def _controls_kkt(scale):
     "random instead of curvature, binary KKT attack"
     cases = {data: _binary(scale, data, 500) for data in ('mnist', 'cifar10')}
-    return Study('controls-kkt', scale, cases, SEEDS[scale],
+    return Study('controls-kkt', scale, cases, _THREE[scale],
                  runs=('plain', 'split', 'random direction', 'random choice', 'random both'))
 
 # %% ../nbs/support/studies.ipynb #932f81ca
@@ -293,7 +304,7 @@ def _settings(scale):
             if 'training' in changes: changes['training_steps'] = 20
         return replace(base, **changes)
     cases = {name: case(changes) for name, changes in _SETTINGS.items()}
-    return Study('settings', scale, cases, SEEDS[scale])
+    return Study('settings', scale, cases, _THREE[scale])
 
 # %% ../nbs/support/studies.ipynb #57d1e52e
 # what makes the published form, beside its rates
@@ -313,7 +324,7 @@ def _long_kkt(scale):
     if scale == 'smoke':
         base = replace(base, data='faces', training_steps=100, lr=.01, **FACES[scale])
     cases = {f'mnist-{r}n': replace(base, k=r*base.n) for r in (1, 2)}
-    return Study('long-kkt', scale, cases, SEEDS[scale])
+    return Study('long-kkt', scale, cases, _THREE[scale])
 
 # %% ../nbs/support/studies.ipynb #191625dd
 @register('peeling', SCALES[:3])
@@ -328,7 +339,7 @@ def _peeling(scale):
              for name, e in base.items()}
     runs = (('plain', 'peel', 'peel, no rounds') if scale == 'medium'
             else ('plain', 'split', *PEELINGS))
-    return Study('peeling', scale, cases, SEEDS[scale], runs, draw=True)
+    return Study('peeling', scale, cases, _THREE[scale], runs, draw=True)
 
 # %% ../nbs/support/studies.ipynb #95ec5315
 @register('inversion', SCALES[:3])
@@ -341,7 +352,7 @@ def _inversion(scale):
     trained = _DESCENT | (dict(training_steps=20) if scale == 'smoke' else {})
     cases = base | {f'{name}-descent': replace(e, **trained) for name, e in base.items()}
     runs = ('invert',) if scale == 'medium' else ('plain', 'invert')
-    return Study('inversion', scale, cases, SEEDS[scale], runs, draw=True)
+    return Study('inversion', scale, cases, _THREE[scale], runs, draw=True)
 
 # %% ../nbs/support/studies.ipynb #0b4e7757
 # random searches of the settings: name -> (method, images, whose settings to search around)

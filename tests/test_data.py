@@ -339,3 +339,54 @@ def test_labels_must_be_finite(tmp_path):
     np.savez(tmp_path / 'a.npz', images=np.zeros((2, 3, 3)), labels=[1.0, np.nan])
     with pytest.raises(ValueError, match='labels=<nan or inf>'):
         load_images(tmp_path / 'a.npz')
+
+
+# which images are drawn: the same whatever the file holds beyond them
+
+
+def official_part(name, count, folder, more=0):
+    "The first images of the real file, and as many made up ones behind them as asked for"
+    with np.load(Path(os.environ['SAMPLESPLIT_DATA']) / f'{name}.npz') as f:
+        x, y = f['x_train'][:count], f['y_train'][:count].astype(np.int64)
+    other = made(more, x.shape[1:], seed=7)
+    folder.mkdir()
+    np.savez(
+        folder / f'{name}.npz',
+        x_train=np.concatenate([x, other['x_train']]),
+        y_train=np.concatenate([y, other['y_train']]),
+    )
+    return str(folder)
+
+
+@has_files
+@pytest.mark.parametrize('name,short', [('mnist', 3000), ('cifar10', 1500)])
+def test_draws_and_means_do_not_depend_on_the_length_of_the_file(name, short, tmp_path):
+    size = D.POOL[name]
+    fewer = official_part(name, short, tmp_path / 'fewer')
+    whole = official_part(name, size, tmp_path / 'whole')
+    longer = official_part(name, size, tmp_path / 'longer', more=500)
+    for task, n in (('binary', 30), ('multiclass', 30)):
+        for seed in (None, 0, 3):
+            for mean in D.MEANS:
+                a, b = (load_data(name, n, seed, root, task, mean) for root in (whole, longer))
+                assert torch.equal(a.X, b.X) and torch.equal(a.mean, b.mean) and torch.equal(a.index, b.index)
+                if seed is None and mean == 'training':
+                    c = load_data(name, n, seed, fewer, task, mean)
+                    assert torch.equal(a.X, c.X) and torch.equal(a.mean, c.mean)
+                else:  # another image, or another mean, is never taken instead
+                    with pytest.raises(ValueError, match=f'a file with the first {size} images of {name}'):
+                        load_data(name, n, seed, fewer, task, mean)
+    first, second = (load_data(name, 30, seed, whole) for seed in (0, 1))
+    assert not torch.equal(first.X, second.X)  # control: seeds do draw
+
+
+@has_files
+def test_the_committed_draws_are_those_of_the_code():
+    import json
+
+    draws = json.loads((Path(__file__).parent.parent / 'results/draws.json').read_text())
+    assert len(draws) >= 20
+    for words, index in draws.items():
+        name, n, task, seed = (part.split()[-1] for part in words.split(', '))
+        data = load_data(name, int(n), int(seed), task=task)
+        assert data.index.tolist() == index, words

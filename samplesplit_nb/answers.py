@@ -8,7 +8,7 @@ __all__ = ['Answer', 'Report', 'begin', 'writable_folder']
 # %% ../nbs/support/answers.ipynb #a0550003
 import os, textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 from .checks import require
@@ -82,7 +82,10 @@ def begin(
     require(options is None or not settings, 'options', options,
             f'left out where settings are given by name, as {", ".join(settings)}',
             'use dataclasses.replace(options, ...)')
-    return (kind(**settings) if options is None else options), Report(hear)
+    given = kind(**settings) if options is None else options
+    for f in fields(given): # type: ignore[arg-type] # a dataclass
+        require(getattr(given, f.name) != '', f.name, "''", 'not empty', 'leave it out')
+    return given, Report(hear)
 
 # %% ../nbs/support/answers.ipynb #5c266a48
 def writable_folder(

@@ -6,9 +6,8 @@
 __all__ = ['main']
 
 # %% ../nbs/support/cli.ipynb #4e76f873
-import argparse, errno, json, re, sys
+import argparse, errno, json, os, re, sys
 from dataclasses import MISSING, Field, fields
-from functools import partial
 from inspect import cleandoc
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -76,9 +75,14 @@ def _fill(parser, options)->None:
                         help='print one JSON object instead of text')
 
 # %% ../nbs/support/cli.ipynb #c1100015
+class _OneLine(argparse.ArgumentParser):
+    "Says what is wrong with a command line in one line"
+    def error(self, message):
+        self.exit(2, f'samplesplit: {message}; see `{self.prog} --help`\n')
+
 def _parser():
     "The command line's words"
-    top = argparse.ArgumentParser(
+    top = _OneLine(
         prog='samplesplit', description="Reconstruct training data from a network's weights.")
     top.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
@@ -115,7 +119,8 @@ def _spelled(message:str, options)->str: # one line
 def _out_of_memory(e):
     return isinstance(e, MemoryError) or type(e).__name__ == 'OutOfMemoryError' or (
         isinstance(e, RuntimeError)
-        and ('allocate memory' in str(e) or 'not enough memory' in str(e)))
+        and any(words in str(e) for words in ('allocate memory', 'not enough memory',
+                                              'Storage size calculation overflowed')))
 
 def _memory_remedy(command, options):
     "What to try with less"
@@ -158,6 +163,15 @@ def _close_bars()->None:
         bar.leave = False
         bar.close()
 
+def _print(text:str)->None:
+    "On standard output, in letters that it has; nothing once nobody reads it any more"
+    try: print(text, flush=True)
+    except UnicodeEncodeError:
+        letters = sys.stdout.encoding
+        print(text.encode(letters, 'replace').decode(letters), flush=True)
+    except BrokenPipeError: # what is still printed, at exit too, goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
 def main(
     argv:list|None=None # the words after `samplesplit`; None: those of this process
 )->int: # exit status: 0; 2, 3 or 130 for a failure, as above
@@ -165,8 +179,8 @@ def main(
     command, options, as_json = _read(argv)
     try:
         from samplesplit_nb.commands import COMMANDS
-        answer = COMMANDS[command](options, None if as_json else partial(print, flush=True))
-        if as_json: print(json.dumps(answer.record, allow_nan=False))
+        answer = COMMANDS[command](options, None if as_json else _print)
+        if as_json: _print(json.dumps(answer.record, allow_nan=False))
     except (Exception, KeyboardInterrupt) as e:
         status, message = _failure(e, command, options)
     else: return 0

@@ -11,6 +11,7 @@ import bisect, math, time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
+from inspect import signature
 from typing import Any, NamedTuple
 import torch
 from torch import Tensor
@@ -235,6 +236,9 @@ class _Rows:
         require(isinstance(self.optimiser, torch.optim.Optimizer), 'optimizer',
                 repr(self.descent.optimizer), 'a maker of torch optimisers',
                 'write a function of the parameter groups that returns one')
+        require(len(signature(self.optimiser.step).parameters) > 0, 'optimizer',
+                f'<{type(self.optimiser).__name__}>', 'one whose step takes a closure',
+                'write def step(self, closure=None)')
         self.rates = [group['lr'] for group in self.optimiser.param_groups]
 
 # %% ../nbs/support/descent.ipynb #de5c0048
@@ -283,7 +287,9 @@ class Candidates(_Evaluated):
         def closure():
             value, self.value = self.evaluate(objective, sharpness), None # x moves now
             return value
+        self.evaluate(objective, sharpness) # for an optimiser that calls no closure
         self.optimiser.step(closure)
+        self.value = None
 
 # %% ../nbs/support/descent.ipynb #de5c0051
 class _Place:
@@ -378,7 +384,7 @@ class _Reporting(_Recorded):
         self.history.add(self.step, loss, c.slope(), len(c.x), self.clock())
         self.last = replace(self.result('under way'), x=c.x.clone(), lam=c.lam.clone())
         if self.bar is not None: self.bar(self.step, loss, k=len(c.x))
-        return self.tell('report', self.step, loss, c.x, c.lam)
+        return self.tell('report', self.step, loss, self.last.x, self.last.lam) # copies
 
 # %% ../nbs/support/descent.ipynb #de5c0087
 def _lost(run, loss):
@@ -393,12 +399,14 @@ def _lost(run, loss):
 # %% ../nbs/support/descent.ipynb #de5c0063
 def _identity(objective, x, lam, descent, running, others):
     "What makes a run this run: words by name"
-    sample = lambda f: None if f is None else [f(descent.steps*i//4) for i in range(5)]
-    opt = optimizer(descent.optimizer)([torch.zeros(1)])
+    every = lambda f: None if f is None else [float(f(i)) for i in range(descent.steps)]
+    opt = optimizer(descent.optimizer)([dict(params=[torch.zeros(1)], lr=1.)])
+    own = {k: v for k, v in vars(opt).items() if k != 'state' and 'hook' not in k}
+    group = {k: v for k, v in own.pop('param_groups')[0].items() if k != 'params'}
     what = objective.identity() | dict(
         steps=descent.steps, lr=descent.lr, lr_multipliers=descent.lr_multipliers,
-        lr_factor=sample(descent.lr_factor), sharpen=sample(descent.sharpen),
-        optimizer=(type(opt), opt.defaults), seed=running.seed,
+        lr_factor=every(descent.lr_factor), sharpen=every(descent.sharpen),
+        optimizer=(type(opt), own, group), seed=running.seed,
         report_every=running.report_every, **others)
     first = dict(start=digest([x, lam]), target=identify(objective.target))
     return first | {name: identify(v) for name, v in what.items()}

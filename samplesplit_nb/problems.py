@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ATTACKS', 'TRAININGS', 'load_collection', 'unseen_images', 'scores_for', 'Attack', 'make_objective', 'Trained',
-           'train', 'Start', 'draw_start', 'Problem', 'prepare', 'make_descent', 'make_splitting']
+           'train', 'Start', 'draw_start', 'Problem', 'images_of', 'images_digest', 'prepare', 'make_descent',
+           'make_splitting']
 
 # %% ../nbs/support/problems.ipynb #9b0b1e03
 import copy
@@ -23,7 +24,7 @@ from .networks import MLP
 from .objectives import (
     KKTObjective, MulticlassKKTObjective, NTKObjective, ReconstructionObjective)
 from .optimisers import geometric, hold_then_decay, loo_sharpness, warm_restarts
-from .settings import CHOICES, TRAINING, Experiment, fingerprint
+from .settings import BUILT_IN, CHOICES, TRAINING, Experiment, fingerprint
 from .splitting import Every, Splitting, Stop
 from .storage import Checkpoint, digest, load_state, save_state
 from .training import train_gd, train_kkt, train_ntk
@@ -112,7 +113,8 @@ ATTACKS = {
                   gd_start='lecun', over_k='multipliers'),
     'kkt': Attack(_kkt),
     'multiclass': Attack(_multiclass, classes=True, gd=dict(loss='cross-entropy'))}
-CHOICES['method'] = ATTACKS # what is registered here can be named in an `Experiment'
+CHOICES['method'] = ATTACKS # what is registered here can be named in an `Experiment`
+BUILT_IN['method'] = dict(ATTACKS)
 
 # %% ../nbs/support/problems.ipynb #5a9e0016
 def _box(e, pixels):
@@ -191,7 +193,8 @@ def _descent(e, data, init, **watch):
 # %% ../nbs/support/problems.ipynb #5a9e0025
 # ways to train by name: (e, data, init, checkpoint, progress) -> `Trained`
 TRAININGS = {'exact': _exact, 'margin': _margin, 'descent': _descent}
-CHOICES['training'] = TRAININGS # what is registered here can be named in an `Experiment'
+CHOICES['training'] = TRAININGS # what is registered here can be named in an `Experiment`
+BUILT_IN['training'] = dict(TRAININGS)
 
 # %% ../nbs/support/problems.ipynb #5a9e0028
 def _fit(e, data, device, checkpoint=None, progress=False):
@@ -286,18 +289,31 @@ class Problem:
         return draw_start(self.experiment, objective, k)
 
 # %% ../nbs/support/problems.ipynb #e9157753
-def prepare(
-    e:Experiment,
-    cache:str|Path|None=None, # folder for trained networks; None: nothing is kept
-    progress:bool=False
-)->Problem: # ValueError where images and method do not go together
-    "Load the images, and train, or find the network in the cache"
-    device, many = pick_device(e.device), ATTACKS[e.method].classes
+def images_of(
+    e:Experiment
+)->ImageData: # ValueError where images and method do not go together, or as `load_data`
+    "The training images that an experiment names"
+    many = ATTACKS[e.method].classes
     task = 'multiclass' if many else 'binary'
     data = load_collection(e.data, e.n, e.data_seed, task, e.mean)
     require(many or data.y.is_floating_point(), 'method', repr(e.method),
             f"'multiclass' for the classes of {e.data}",
             'use two classes, or method multiclass')
+    return data
+
+def images_digest(
+    data:ImageData
+)->str: # hexadecimal
+    "A checksum of images, less their mean, and labels: what a record keeps of them"
+    return digest([data.X, data.y])
+
+def prepare(
+    e:Experiment,
+    cache:str|Path|None=None, # folder for trained networks; None: nothing is kept
+    progress:bool=False
+)->Problem: # ValueError as `images_of`
+    "Load the images, and train, or find the network in the cache"
+    device, data = pick_device(e.device), images_of(e)
     return Problem(e, data, train(e, data, device, cache, progress), device)
 
 # %% ../nbs/support/problems.ipynb #5a9e0035

@@ -13,11 +13,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from .checks import require
+from .checks import is_count, is_number, require
 from .descent import History, Reconstruction, Split
 from .metrics import L2, SSIM, Score, recovered, summarize
 from .storage import load_json, save_json
 from .tables import Table, table
+
+# %% ../nbs/support/records.ipynb #4ec0a009
+SCORES = {'L2': L2, 'SSIM': SSIM} # by the names under which records keep them
+
+def _among(found, name, value):
+    "The entry of that name; ValueError naming what there is"
+    require(value in found, name, repr(value), f'one of {", ".join(found)}',
+            'check the spelling')
+    return found[value]
 
 # %% ../nbs/support/records.ipynb #4ec0a060
 _NUMBER = (int, float)
@@ -37,23 +46,37 @@ def _lacks(found, part, at=''):
     return next(filter(None, (_lacks(found[name], name, f'{at}{name}/')
                               for name in _PARTS[part] if name in _PARTS)), '')
 
+# %% ../nbs/support/records.ipynb #4ec0a063
 def _short(scores, n, at):
     "The first of these lists that is not n numbers, in words; '' for none"
     for name, values in scores.items():
-        good = isinstance(values, list) and len(values) == n and all(
-            isinstance(v, _NUMBER) for v in values)
-        if not good: return f'{at}/{name} is not {n} numbers'
-    return ''
+        good = name in SCORES and isinstance(values, list) and len(values) == n
+        if not good or not all(map(is_number, values)):
+            return f'{at}/{name} is not {n} numbers'
+    return '' if scores else f'{at} is empty'
+
+def _told(run, at):
+    "What of a run's curve and events is missing, in words; '' for nothing"
+    lengths = {len(values) for values in run['curve'].values()}
+    if len(lengths) != 1 or 0 in lengths: return f'{at}curve is not as many steps as losses'
+    events = all(isinstance(s, dict) and is_count(s.get('step'), 0) and is_count(
+        s.get('split'), 0) for s in run['splits'])
+    return '' if events else f'{at}splits are no events'
 
 def _damage(data):
     "What a record lacks, in words; '' for a whole one"
     wrong, n = _lacks(data, 'record'), None
     if not wrong: n = data['config'].get('n')
     for name, run in {} if wrong else data['runs'].items():
-        wrong = wrong or _lacks(run, 'run', f'runs/{name}/') or _short(
-            run['scores'], n, f'runs/{name}/scores')
+        at = f'runs/{name}/'
+        wrong = wrong or _lacks(run, 'run', at) or _told(run, at) or _short(
+            run['scores'], n, f'{at}scores')
+    if not wrong and not data['baselines']: return 'baselines is empty'
     for name, guesses in {} if wrong else data['baselines'].items():
-        wrong = wrong or _short(guesses, n, f'baselines/{name}')
+        of_each = guesses if isinstance(guesses, dict) else {}
+        wrong = wrong or _short({name: of_each.get('nearest_other')}, n, 'baselines') or next(
+            filter(None, (_short({name: values}, n, f'baselines/{guess}')
+                          for guess, values in of_each.items())), '')
     return wrong
 
 # %% ../nbs/support/records.ipynb #4ec0a010
@@ -103,15 +126,6 @@ class _Made(_Saved):
     def images(self)->str|None:
         "Checksum of the training images and labels; None in files older than this field"
         return self.data.get('images')
-
-# %% ../nbs/support/records.ipynb #4ec0a009
-SCORES = {'L2': L2, 'SSIM': SSIM} # by the names under which records keep them
-
-def _among(found, name, value):
-    "The entry of that name; ValueError naming what there is"
-    require(value in found, name, repr(value), f'one of {", ".join(found)}',
-            'check the spelling')
-    return found[value]
 
 # %% ../nbs/support/records.ipynb #4ec0a048
 class _Named(_Made):

@@ -20,14 +20,15 @@ from .descent import History, Reconstruction, Running
 from .inversion import invert_gradient
 from .metrics import Score, baselines, top_samples
 from .peeling import Peeling, Search, peel
-from .problems import Problem, draw_start, make_descent, make_splitting, prepare
+from .problems import (Problem, draw_start, images_digest, images_of,
+    make_descent, make_splitting, prepare)
 from .records import (
     Record, Run, _rounded, code_commit, environment, run_record)
 from .settings import Experiment, config, fingerprint
 from .splitting import reconstruct
 from .rules import RandomSplits
 from .storage import (
-    Checkpoint, digest, identify, load_json, save_arrays, save_json)
+    Checkpoint, identify, load_json, save_arrays, save_json)
 
 # %% ../nbs/support/runs.ipynb #490feb11
 class Evaluations:
@@ -273,6 +274,8 @@ def _require_run(name):
     require(isinstance(name, str) and name in RUNS, 'runs', repr(name), f'among {tuple(RUNS)}',
             'check the spelling')
 
+def _is_control(name): return getattr(RUNS[name], 'control', False)
+
 def attack(
     problem:Problem,
     name:str, # of the run, in `RUNS`
@@ -283,9 +286,12 @@ def attack(
     "Reconstruct from the weights alone; score against the truth on the way and at the end"
     _require_run(name)
     done = Record(dict(runs={})) if done is None else done
-    require(not RUNS[name].control or {'plain', 'split'} <= set(done.names), 'runs',
+    require(not _is_control(name) or {'plain', 'split'} <= set(done.names), 'runs',
             repr(name), 'after plain and split', 'put these two first')
-    return RUNS[name].attack(problem, Watch(name, folder, progress), done)
+    made = RUNS[name].attack(problem, Watch(name, folder, progress), done)
+    require(isinstance(made, Run), 'attack', f'<{type(made).__name__}>',
+            'one that returns a Run', f'see what the run {name!r} returns')
+    return made
 
 # %% ../nbs/support/runs.ipynb #5a9e0070
 @dataclass
@@ -296,9 +302,11 @@ class Result:
     record:Record # of these, and of those that were known before
 
 # %% ../nbs/support/runs.ipynb #5a9e0071
-def _images(problem):
-    "Checksum of the training images and their labels"
-    return digest([problem.data.X, problem.data.y])
+def _other_images(e, record):
+    "Are its images others than the record's? No, where they are not at hand"
+    if record.images is None: return False
+    try: return images_digest(images_of(e)) != record.images
+    except FileNotFoundError: return False
 
 # %% ../nbs/support/runs.ipynb #5a9e0094
 def _record(problem, runs):
@@ -307,7 +315,8 @@ def _record(problem, runs):
     guesses = {name: baselines(data.X, score) for name, score in problem.scores.items()}
     return Record(dict(
         config=config(e), fingerprint=fingerprint(e), environment=environment(problem.device),
-        commit=code_commit(), images=_images(problem), training=problem.trained.certificate,
+        commit=code_commit(), images=images_digest(problem.data),
+        training=problem.trained.certificate,
         baselines={name: {k: _rounded(v) for k, v in b.items()}
                    for name, b in guesses.items()},
         runs=runs))
@@ -323,15 +332,19 @@ def run(
     """Train, forget, and reconstruct, without and with splitting
 
     Both start from the same candidates and take equal steps; so do most controls."""
+    for name in names:
+        _require_run(name)
+        kind_of(name) # ValueError for what no record could name, before anything is computed
     problem, runs = prepare(e, cache, progress), {}
-    require(known is None or known.images in (None, _images(problem)), 'known', known,
-            'of the same images, but they have changed', 'delete its file to start anew')
+    same = known is None or known.images in (None, images_digest(problem.data))
+    require(same, 'known', known, 'of the same images, but they have changed',
+            'delete its file to start anew')
     done = {} if known is None else dict(known.data['runs'])
     folder = None if cache is None else Path(cache)/f'runs-{fingerprint(e)}'
     for name in names:
         runs[name] = attack(problem, name, Record(dict(runs=done)), folder, progress)
         # a study has many controls, and of most only the end is shown
-        done[name] = run_record(runs[name], 10 if RUNS[name].control else 200)
+        done[name] = run_record(runs[name], 10 if _is_control(name) else 200)
         if kind_of(name) is not None: done[name]['kind'] = kind_of(name)
     return Result(problem, runs, _record(problem, done))
 
@@ -385,7 +398,9 @@ def _saved(e, path):
     if not path.exists(): return None, 'is missing'
     try: saved = Record.load(path)
     except ValueError: return None, 'is no record'
-    if saved.fingerprint == fingerprint(e): return saved, ''
+    if saved.fingerprint == fingerprint(e):
+        if _other_images(e, saved): return None, 'was made of other images'
+        return saved, ''
     other = [name for name, value in config(e).items()
              if saved.config.get(name) != value and name != 'device']
     return None, f'was made with {"another " + ", ".join(other) if other else "other fields"}'
@@ -414,7 +429,9 @@ def load_or_run(
     cache:str|Path|None=None, # see `run`
     progress:bool=False
 )->Record:
-    "The record in the file; what is missing is run and saved; ValueError as for `run`"
+    """The record in the file; what is missing is run and saved
+
+    ValueError as for `run`, and for a file that holds anything else."""
     path, pictures = Path(path), Path(path).with_suffix('.npz')
     for name in names: _require_run(name)
     saved, wrong = _saved(e, path)
@@ -422,10 +439,11 @@ def load_or_run(
     if saved is not None and not lacks: return saved
     if not run_missing: raise MissingResult(
         f'{path} {wrong}: make it by `samplesplit figure` or `samplesplit experiment`')
+    require(saved is not None or not path.exists(), 'path', f'<{path}: {wrong}>',
+            'free, or a record of this experiment', 'move the file away')
     result = run(e, lacks, saved, cache, progress)
     if images and {'plain', 'split'} <= set(result.runs):
         save_arrays(pictures, **shown_images(result.problem, result.runs))
-    elif saved is None: pictures.unlink(missing_ok=True) # of other settings
     result.record.save(path) # the last thing to happen: a file is a whole record
     if cache is not None: _forget(Path(cache)/f'runs-{fingerprint(e)}')
     return result.record

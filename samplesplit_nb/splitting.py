@@ -384,7 +384,7 @@ def split_samples(
     objective.check(x, lam)
     residual, generator = objective.residual(x, lam), _seeded(generator)
     before = sum(r.square().sum() for r in residual).item()
-    proposed = rule.propose(objective, x, lam, Event(event, step, generator))
+    proposed = rule.propose(objective, x.clone(), lam.clone(), Event(event, step, generator))
     chosen, directions = _allowed(proposed, x, most)
     values, _, errors = (min_curvature(objective, x, lam, generator=generator)
                          if proposed.curvature is None else proposed.curvature)
@@ -507,13 +507,15 @@ def _split(run, splitting, room):
     return split, run.tell('split', split)
 
 # %% ../nbs/02_splitting.ipynb #0d57f1eb
+_STOPPED = 'stopped by the callback'
+
 def _event(run, splitting):
     "Phase II; the reason if the run is to end here, else None"
     converged, stop = getattr(splitting.when, 'means_converged', False), splitting.stop
     room = stop.room(len(run.splits), len(run.candidates.x))
     if room == 0: return 'the budget of events or candidates is spent' if converged else None
     split, enough = _split(run, splitting, room)
-    if enough: return 'stopped by the callback'
+    if enough: return _STOPPED
     if stop.eps_H is not None and split.values.min().item() > -stop.eps_H:
         return f'stable: every lambda_min(S(x_i)) > -{stop.eps_H:g}'
     return split.result if converged and not len(split.chosen) else None
@@ -521,7 +523,7 @@ def _event(run, splitting):
 def _pause(run, splitting):
     "A report and an event, where it is time; the reason if the run is to end here, else None"
     reporting, when = run.step % run.running.report_every == 0, splitting.when
-    if reporting and run.report(): return 'stopped by the callback'
+    if reporting and run.report(): return _STOPPED
     seconds = splitting.stop.seconds
     if reporting and seconds is not None and run.seconds >= seconds:
         return f'the budget of {seconds:g} seconds is spent'
@@ -547,6 +549,7 @@ def _run_to_end(run, splitting):
         if run.step == run.descent.steps: return _finish(run, splitting, (
             f'finished {run.step} steps with {count_of(len(run.candidates.x))}'))
         end = _pause(run, splitting)
+        if end == _STOPPED: run.keeper.at = None # it may go on from what was saved before
         if end is not None: return _finish(run, splitting, f'{end} after {run.step} steps')
         run.descend()
 

@@ -239,7 +239,8 @@ def _words(value, inner):
         return f'{_name(value)}{inner(_parts_of_function(value))}'
     if isinstance(value, MethodType): return inner((value.__func__, value.__self__))
     if isinstance(value, torch.nn.Module): # hooks only watch
-        own = {name: v for name, v in vars(value).items() if 'hook' not in name}
+        own = {name: v for name, v in vars(value).items()
+               if not (name.startswith('_') and 'hook' in name)}
         return f'{_name(type(value))}{inner(own)}'
     named = isinstance(value, (type, ModuleType)) or hasattr(value, '__qualname__')
     return _name(value) if named else None
@@ -270,11 +271,22 @@ def identify(
     return _Identifier()(value)
 
 # %% ../nbs/support/storage.ipynb #38dbb9f0
+def _check_place(path):
+    "ValueError unless a file can be written there"
+    why = 'a folder' if path.is_dir() else None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as e: why = e.strerror
+    require(why is None, 'checkpoint', f'<{path}: {why}>', 'a file that can be written',
+            'choose another path')
+
 class _Saver:
     "Saves the state of a run; does nothing without a checkpoint"
     def __init__(self,
         checkpoint:Checkpoint|None,
         identity): # dict of plain values that agree if two runs are the same
+        if checkpoint is not None: _check_place(Path(checkpoint.path))
         self.at, self.identity, self.saved = checkpoint, identity, time.monotonic()
 
     def due(self, step:int)->bool:

@@ -26,7 +26,7 @@ SEEDS = dict(smoke=(0,), small=(0, 1, 2, 3, 4), medium=(0, 1, 2), paper=(0, 1, 2
 # of other studies that have no number of their own
 _THREE = SEEDS | dict(small=(0, 1, 2))
 
-# %% ../nbs/support/studies.ipynb #57d1e52a
+# %% ../nbs/support/studies.ipynb #57d1e5b0
 def _check_study(s):
     "ValueError for a study that cannot be run, or has no place to be saved"
     require(bool(s.experiments) and all(isinstance(e, Experiment)
@@ -37,11 +37,14 @@ def _check_study(s):
         for name in names: require(
             isinstance(name, str) and re.fullmatch(r'\w[\w.,+=-]*', name) is not None, what,
             repr(name), 'a name for a file: letters, digits and . , + = - _', 'choose another')
+    require(s.scale in SCALES, 'scale', repr(s.scale), f'one of {SCALES}', "use 'small'")
     for what in ('seeds', 'runs'):
         value = getattr(s, what)
-        require(isinstance(value, tuple) and len(value) > 0, what, repr(value),
-                'a tuple, not empty', "such as (0, 1, 2), or ('plain', 'split')")
+        good = isinstance(value, tuple) and 0 < len(set(value)) == len(value)
+        require(good, what, repr(value), 'a tuple, not empty, each entry once',
+                "such as (0, 1, 2), or ('plain', 'split')")
 
+# %% ../nbs/support/studies.ipynb #57d1e52a
 @dataclass(frozen=True)
 class _Planned:
     "Experiments under one name, over several seeds"
@@ -95,6 +98,8 @@ def register(
     scales:tuple=SCALES # at which it exists
 )->Callable: # a decorator of a function(scale) -> `Study`
     "Enter a function in `STUDIES`, under a name"
+    require(isinstance(scales, tuple) and set(scales) <= set(SCALES), 'scales', repr(scales),
+            f'a tuple of words among {SCALES}', "write ('small',) for one")
     def enter(function):
         known = STUDIES.get(name, function)
         same = (known.__module__, known.__qualname__) == (function.__module__,
@@ -121,6 +126,8 @@ def get_study(
     require(scale in scales_of(name), 'scale', repr(scale),
             f'one of {scales_of(name)} for {name}', "use 'small'")
     study = STUDIES[name](scale)
+    require(isinstance(study, Study), 'study', f'<{type(study).__name__}>', 'a Study',
+            f'see what the function registered as {name!r} returns')
     require(study.name == name, 'name', repr(study.name), f'{name!r}, as it is registered',
             'its results are saved under that name')
     return study

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import MISSING, fields, replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from samplesplit_nb.objectives import KKTObjective, MapObjective, NTKObjective
 from samplesplit_nb.optimisers import LazyAdam, geometric, hold_then_decay, warm_restarts
 from samplesplit_nb.peeling import Peeling, Search
 from samplesplit_nb.rules import PublishedRule, RandomSplits
-from samplesplit_nb.settings import Experiment
+from samplesplit_nb.problems import TRAININGS, Trained
+from samplesplit_nb.runs import load_or_run
+from samplesplit_nb.settings import Experiment, fingerprint
 from samplesplit_nb.splitting import (
     Event,
     Every,
@@ -48,6 +51,7 @@ SETTINGS = [
     Peeling(),
     Experiment(),
 ]
+TINY = Experiment(n=4, k=3, width=10, steps=30, splits=1, evaluations=2)
 # none of these is a sensible value of any setting
 WRONG = [
     '',
@@ -243,3 +247,91 @@ def test_a_map_of_ones_own_is_told_by_its_code_and_what_it_uses(tmp_path):
     for other in ((3.0, 2), (2.0, 3)):
         with pytest.raises(ValueError, match='made with another f;'):
             run(*other)
+
+
+def test_an_optimiser_that_calls_no_closure_sees_fresh_gradients(problem):
+    class Plain(torch.optim.Optimizer):
+        def __init__(self, groups):
+            super().__init__(groups, dict(lr=0.01))
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group['params']:
+                    p.sub_(group['lr'] * p.grad)
+
+    found = reconstruct(*problem, Descent(30, 0.01, 0.01, Plain))
+    sgd = reconstruct(*problem, Descent(30, 0.01, 0.01, torch.optim.SGD))
+    torch.testing.assert_close(found.x, sgd.x, rtol=1e-12, atol=0)
+    assert len(set(found.history.loss)) == len(found.history.loss) > 2
+
+
+def test_a_listener_gets_copies(problem):
+    kept = []
+
+    def meddle(step, loss, x, lam):
+        kept.append(x)
+        x.zero_()
+        lam.zero_()
+
+    alone = reconstruct(*problem, Descent(20))
+    watched = reconstruct(*problem, Descent(20), running=Running(callbacks=[meddle]))
+    assert torch.equal(alone.x, watched.x) and len({id(x) for x in kept}) == len(kept) > 2
+
+    class Greedy(SplitRule):
+        def propose(self, objective, x, lam, event):
+            proposal = super().propose(objective, x, lam, event)
+            x.zero_()
+            return proposal
+
+    a, b = (split_samples(*problem, rule=rule(-1e-9)) for rule in (SplitRule, Greedy))
+    assert torch.equal(a.x, b.x)
+
+
+def test_a_run_that_was_stopped_goes_on(problem, tmp_path):
+    at = Checkpoint(tmp_path / 'run.safetensors', every_steps=10)
+    whole = reconstruct(*problem, Descent(50), Splitting(SplitRule(-1e-9), Every(20)))
+    stop = Running(callbacks=[lambda step, *_: step >= 30], checkpoint=at)
+    first = reconstruct(*problem, Descent(50), Splitting(SplitRule(-1e-9), Every(20)), stop)
+    assert first.result == 'stopped by the callback after 30 steps'
+    again = reconstruct(
+        *problem, Descent(50), Splitting(SplitRule(-1e-9), Every(20)), Running(checkpoint=at)
+    )
+    assert torch.equal(again.x, whole.x) and again.history.step == whole.history.step
+
+
+def test_a_schedule_is_compared_at_every_step(problem, tmp_path):
+    at = Running(checkpoint=Checkpoint(tmp_path / 'run.safetensors'))
+    reconstruct(*problem, Descent(40, lr_factor=warm_restarts(10)), running=at)
+    with pytest.raises(ValueError, match='made with another lr_factor;'):
+        reconstruct(*problem, Descent(40, lr_factor=warm_restarts(5)), running=at)
+
+
+def test_no_file_is_overwritten_that_is_not_of_this_experiment(tmp_path):
+    path = tmp_path / 'r.json'
+    path.write_text('{"my": "notes"}')
+    with pytest.raises(ValueError, match='is no record>: path must be free, or a record of this experiment'):
+        load_or_run(TINY, path)
+    assert path.read_text() == '{"my": "notes"}'
+    path.unlink()
+    load_or_run(TINY, path)
+    with pytest.raises(ValueError, match='was made with another steps>'):
+        load_or_run(replace(TINY, steps=31), path)
+
+
+def test_an_entry_of_ones_own_is_known_by_what_it_is(tmp_path):
+    first, second = (
+        lambda e, data, init, scale=scale, **_: train(e, data, init, scale) for scale in (1.0, 2.0)
+    )
+
+    def train(e, data, init, scale):
+        for p in init.parameters():
+            p.data.mul_(scale)
+        return Trained(init, init, {})
+
+    seen = []
+    for way in (first, second):
+        with patch.dict(TRAININGS, mine=way):
+            e = replace(TINY, training='mine', training_steps=1)
+            seen.append(fingerprint(e))
+    assert seen[0] != seen[1] and fingerprint(TINY) == fingerprint(replace(TINY))

@@ -78,7 +78,7 @@ def _fill(parser, options)->None:
 class _OneLine(argparse.ArgumentParser):
     "Says what is wrong with a command line in one line"
     def error(self, message):
-        self.exit(2, f'samplesplit: {message}; see `{self.prog} --help`\n')
+        self.exit(2, f'samplesplit: {message}; usage: `{self.prog} --help`\n')
 
 def _parser():
     "The command line's words"

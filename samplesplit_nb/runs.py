@@ -28,7 +28,7 @@ from .settings import Experiment, config, fingerprint
 from .splitting import reconstruct
 from .rules import RandomSplits
 from .storage import (
-    Checkpoint, identify, load_json, save_arrays, save_json)
+    Checkpoint, identify, load_json, set_aside, save_arrays, save_json)
 
 # %% ../nbs/support/runs.ipynb #490feb11
 class Evaluations:
@@ -429,9 +429,9 @@ def load_or_run(
     cache:str|Path|None=None, # see `run`
     progress:bool=False
 )->Record:
-    """The record in the file; what is missing is run and saved
+    """The record in the file; what is missing is run and saved; ValueError as for `run`
 
-    ValueError as for `run`, and for a file that holds anything else."""
+    A file that holds anything else is renamed: NAME.json.old, NAME.npz.old."""
     path, pictures = Path(path), Path(path).with_suffix('.npz')
     for name in names: _require_run(name)
     saved, wrong = _saved(e, path)
@@ -439,8 +439,8 @@ def load_or_run(
     if saved is not None and not lacks: return saved
     if not run_missing: raise MissingResult(
         f'{path} {wrong}: make it by `samplesplit figure` or `samplesplit experiment`')
-    require(saved is not None or not path.exists(), 'path', f'<{path}: {wrong}>',
-            'free, or a record of this experiment', 'move the file away')
+    if saved is None: # a file of something else is no record of this, but may be worth a lot
+        for other in (path, pictures): set_aside(other)
     result = run(e, lacks, saved, cache, progress)
     if images and {'plain', 'split'} <= set(result.runs):
         save_arrays(pictures, **shown_images(result.problem, result.runs))

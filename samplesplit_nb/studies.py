@@ -97,7 +97,7 @@ def register(
     name:str, # by which `get_study` and `samplesplit experiment` know it
     scales:tuple=SCALES # at which it exists
 )->Callable: # a decorator of a function(scale) -> `Study`
-    "Enter a function in `STUDIES`, under a name"
+    "Enter a function in `STUDIES`, under a name; ValueError for one that is taken"
     require(isinstance(scales, tuple) and set(scales) <= set(SCALES), 'scales', repr(scales),
             f'a tuple of words among {SCALES}', "write ('small',) for one")
     def enter(function):

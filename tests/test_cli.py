@@ -266,7 +266,7 @@ def test_the_module_is_the_command():
     done = subprocess.run([*command, '--version'], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, f'samplesplit {samplesplit_nb.__version__}\n')
     done = subprocess.run([*command, 'dance'], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and done.stderr.startswith('usage: samplesplit ')
+    assert done.returncode == 2 and 'usage: `samplesplit' in done.stderr
 
 
 def test_every_default_and_every_help_stands_in_the_options(cli):

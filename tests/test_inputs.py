@@ -15,6 +15,7 @@ from samplesplit_nb.optimisers import LazyAdam, geometric, hold_then_decay, warm
 from samplesplit_nb.peeling import Peeling, Search
 from samplesplit_nb.rules import PublishedRule, RandomSplits
 from samplesplit_nb.problems import TRAININGS, Trained
+from samplesplit_nb.records import Record
 from samplesplit_nb.runs import load_or_run
 from samplesplit_nb.settings import Experiment, fingerprint
 from samplesplit_nb.splitting import (
@@ -307,16 +308,14 @@ def test_a_schedule_is_compared_at_every_step(problem, tmp_path):
         reconstruct(*problem, Descent(40, lr_factor=warm_restarts(5)), running=at)
 
 
-def test_no_file_is_overwritten_that_is_not_of_this_experiment(tmp_path):
+def test_no_file_is_lost_that_is_not_of_this_experiment(tmp_path):
     path = tmp_path / 'r.json'
     path.write_text('{"my": "notes"}')
-    with pytest.raises(ValueError, match='is no record>: path must be free, or a record of this experiment'):
-        load_or_run(TINY, path)
-    assert path.read_text() == '{"my": "notes"}'
-    path.unlink()
-    load_or_run(TINY, path)
-    with pytest.raises(ValueError, match='was made with another steps>'):
-        load_or_run(replace(TINY, steps=31), path)
+    first = load_or_run(TINY, path)
+    assert (tmp_path / 'r.json.old').read_text() == '{"my": "notes"}'
+    load_or_run(replace(TINY, steps=31), path)
+    (tmp_path / 'r.json.old1').rename(tmp_path / 'first.json')
+    assert Record.load(tmp_path / 'first.json') == first
 
 
 def test_an_entry_of_ones_own_is_known_by_what_it_is(tmp_path):

@@ -108,7 +108,7 @@ def test_layers_call_downwards_only():
         'certificates': ['checks', 'identifiability', 'networks', 'objectives', 'optimisers', 'tangents'],
     }
     below['training'] = [*floor, 'certificates', 'objectives', 'tangents']
-    below['settings'] = ['checks', 'rules', 'optimisers', 'presets', 'splitting']
+    below['settings'] = ['checks', 'rules', 'optimisers', 'presets', 'splitting', 'storage']
     below['records'] = ['checks', 'rules', 'metrics', 'settings', 'splitting', 'descent', 'storage', 'tables']
     below['figures'] = ['checks', 'metrics', 'records']
     theory = 'tangents', 'rules', 'identifiability', 'objectives', 'descent', 'splitting', 'presets'

@@ -202,7 +202,7 @@ def local_smoothness(
 
 # %% ../nbs/03_convergence.ipynb #02dd16e7
 class Smoothness(NamedTuple):
-    "Constants of Assumption 5.1 on a region"
+    "Constants of Assumption 5.1 on a region; s splits at once need s^1.5 rho"
     l:float # largest |grad_x^2 L|, the spectral norm
     rho:float # largest |grad_x^3 L|, and |d^3 L/d eta^3| along one split by unit steps
     meaning:str # bound or estimate, and where

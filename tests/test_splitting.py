@@ -340,6 +340,33 @@ def test_second_order_of_any_centred_split(seed, parts, spread):
     )  # first order in eta; the last term is rounding, 1e-14 L / eta^2
 
 
+@given(seeds, st.floats(0.05, 0.45))
+def test_only_half_the_weight_on_either_side_reaches_the_bound(seed, w):
+    """Theorem B.1: along v_min, sides of weight p < 1/2 and 1 - p gain p / (1 - p) of what halves gain, also
+    with copies that coincide; so "any weights do" is wrong"""
+    objective, x, lam = random_problem(k=2, seed=seed)
+    S = splitting_matrix(objective, x, lam, 0)
+    low, v = (t[..., 0] for t in torch.linalg.eigh(S))
+    if low > -1e-2:
+        return
+
+    def gain(weights, ways, eta):  # of a split of candidate 0, in units of eta^2 / 2 lambda_min
+        weights, ways = (torch.tensor(t, dtype=torch.float64) for t in (weights, ways))
+        assert abs(weights @ ways) < 1e-15 and ways.abs().max() <= 1
+        children = torch.cat([x[1:], x[0] + eta * ways[:, None] * v])
+        after = objective.loss(children, torch.cat([lam[1:], lam[0] * weights]))
+        return ((after - objective.loss(x, lam)) / (eta**2 / 2 * low)).item()
+
+    def second_order(weights, ways):  # the third order is odd in eta and cancels
+        return (gain(weights, ways, 2e-3) + gain(weights, ways, -2e-3)) / 2
+
+    share = w / (1 - w)
+    assert_close(second_order((0.5, 0.5), (1.0, -1.0)), 1.0, rtol=1e-2, atol=1e-3)
+    assert_close(second_order((w, 0.5 - w, 0.5), (1.0, 1.0, -1.0)), 1.0, rtol=1e-2, atol=1e-3)
+    for weights, ways in (((w, 1 - w), (1.0, -share)), ((w / 2, w / 2, 1 - w), (1.0, 1.0, -share))):
+        assert_close(second_order(weights, ways), share, rtol=1e-2, atol=1e-3)
+
+
 @settings(max_examples=12)
 @given(seeds, st.integers(1, 3))
 def test_the_quartic_is_exact_and_its_step_is_good(seed, chosen):

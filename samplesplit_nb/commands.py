@@ -23,8 +23,8 @@ from .checks import (
     pick_device, require, require_count, require_finite, require_seed)
 from .data import ImageData
 from .descent import Reconstruction, ReconstructionError, Running
-from samplesplit_nb.claims import (FIGURES, findings, improvement, interval_text, panels,
-    paper_figure)
+from .claims import (
+    FIGURES, LEAST_SEEDS, Verdict, findings, improvement, interval_text, panels, paper_figure)
 from .experiments import save_result
 from .figures import WORDS, candidates_figure, matches_figure
 from .inversion import Inversion, invert_gradient
@@ -492,9 +492,9 @@ def _found_line(row):
         return f"  {row['panel']}: not run; `samplesplit experiment {study}`"
     seeds = f"{row['seeds']} seed{'s' if row['seeds'] > 1 else ''}"
     what = f"  {row['experiment']} ({seeds}): {row['what']}"
-    if row['ours'] is None: return f'{what}: {row["reproduced"]}'
-    return (f"{what} {interval_text(*row['ours'])}, above {row['beyond']:g}? "
-            f"{row['reproduced']}")
+    said = Verdict(row['reproduced'], row['why'])
+    if row['ours'] is None: return f'{what}: {said}'
+    return f"{what} {interval_text(*row['ours'])}, above {row['beyond']:g}? {said}"
 
 # %% ../nbs/support/commands.ipynb #c033005f
 def _findings_text(rows):
@@ -503,7 +503,7 @@ def _findings_text(rows):
     for row in rows:
         if row['claim'] != claim:
             number = f" ({row['paper']})" if row['paper'] else ''
-            lines.append(f"the paper: {row['claim']}{number}")
+            lines += [f"the paper: {row['claim']}{number}", f'  "{row["quote"]}"']
         claim = row['claim']
         lines.append(_found_line(row))
     return '\n'.join(lines)
@@ -532,8 +532,8 @@ def draw_figure(
     path = out/f'figure{o.number:02d}-{o.scale}.png'
     save_figure(path, fig)
     rows = findings(o.scale, o.number, o.results)
-    say(f'Figure {o.number} at scale {o.scale}; ours as mean [95 % interval].\n'
-        f'{_findings_text(rows)}')
+    say(f'Figure {o.number} at scale {o.scale}; ours as mean [95 % interval, Student t over '
+        f'seeds]; a verdict takes {LEAST_SEEDS[o.scale]} seeds.\n{_findings_text(rows)}')
     say.wrote(path)
     return say.answer(fig, dict(command='figure', figure=o.number, scale=o.scale,
                                 findings=rows, path=str(path)))
@@ -555,7 +555,7 @@ def _compared_lines(row):
     lines = []
     for name, r in row['runs'].items():
         gain = '' if 'mean' not in r else (
-            f"{r['mean']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}], {r['improved']} of "
+            f"{interval_text(r['mean'], r['low'], r['high'], '+.2f')}, {r['improved']} of "
             f"{r['improved'] + r['same'] + r['worse']}")
         lines.append([f"{row['label']}, {row['score']}: {WORDS.get(name, name)}",
                       *(f'{mean:.2f}' for mean in r['means']), gain])

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['L2', 'SSIM', 'HALF', 'SSIM_SHOWN', 'SSIM_STRICT', 'Nearest', 'nearest_l2', 'nearest_ssim', 'Direction', 'Score',
-           'baselines', 'recovered', 'summarize', 'score_candidates', 'score_table', 'Paired', 'paired',
-           'paired_over_seeds', 'top_samples']
+           'baselines', 'recovered', 'summarize', 'score_candidates', 'score_table', 'Paired', 'paired', 'Interval',
+           't_interval', 'bootstrap_interval', 'paired_over_seeds', 'simulated_gains', 'Coverage', 'coverage',
+           'top_samples']
 
 # %% ../nbs/support/metrics.ipynb #fca402db
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
@@ -255,17 +256,17 @@ class Paired:
     same:int # exactly equal
     worse:int # samples
     mean:float # improvement
-    low:float # 95 % interval of the mean, by bootstrap
-    high:float # its other end
+    low:float|None # 95 % interval over seeds, see `t_interval`; None for one seed
+    high:float|None # its other end
     p:float # two-sided sign test: over samples, or over seeds if there are several
     seeds:int=1 # how many
 
     def __str__(self):
         n = self.improved + self.same + self.worse
         of = '' if self.seeds == 1 else f' over {self.seeds} seeds'
+        ends = '' if self.low is None else f' [{self.low:.3g}, {self.high:.3g}]'
         return (f'{self.improved} of {n} improved, {self.worse} worse{of}; mean improvement '
-                f'{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}], '
-                f'sign test p = {self.p:.2g}')
+                f'{self.mean:.3g}{ends}, sign test p = {self.p:.2g}')
 
 # %% ../nbs/support/metrics.ipynb #7151262e
 def _improvement(before, after, score, least=1):
@@ -291,18 +292,38 @@ def _sign_test(gains):
 def paired(
     before:Tensor, # (n,) scores without, n >= 2; a list will do
     after:Tensor, # (n,) scores with, of the same training samples
-    score:Score, # which way is better
-    seed:int=0, # of the bootstrap
-    resamples:int=10_000 # of the bootstrap
-)->Paired: # ValueError for scores that do not match or are not finite
-    "Compare two runs sample by sample"
-    from scipy.stats import bootstrap
+    score:Score # which way is better
+)->Paired: # without an interval; ValueError for scores that do not match or are not finite
+    """Compare two runs of one seed sample by sample
+
+    No interval: the samples share one network and one start, so they are not independent."""
     gain = _improvement(before, after, score, least=2).numpy()
-    interval = bootstrap((gain,), np.mean, n_resamples=resamples, method='percentile',
-                         random_state=np.random.default_rng(seed)).confidence_interval
     return Paired(int((gain > 0).sum()), int((gain == 0).sum()), int((gain < 0).sum()),
-                  gain.mean().item(), float(interval.low), float(interval.high),
-                  _sign_test(gain))
+                  gain.mean().item(), None, None, _sign_test(gain))
+
+# %% ../nbs/support/metrics.ipynb #5a7e0001
+class Interval(NamedTuple):
+    "The two ends of an interval"
+    low:float
+    high:float
+
+def t_interval(
+    means:Any, # (seeds,) finite numbers, one per seed
+    level:float=.95 # share of such intervals that hold the true mean; 0 < level < 1
+)->Interval|None: # None for fewer than two seeds
+    """Student's interval of a mean over seeds
+
+    It assumes that seeds are independent, and their numbers normal: `coverage` shows what
+    a skewed spread costs. Seeds that agree exactly give an interval of no width. Source:
+    Student, The probable error of a mean, Biometrika 6 (1908). ValueError for other input."""
+    from scipy.stats import t
+    values = np.asarray(means, dtype=np.float64)
+    require(values.ndim == 1, 'means.shape', values.shape, '(seeds,)', 'average each seed')
+    require_finite('means', torch.from_numpy(values))
+    require(0 < level < 1, 'level', level, 'between 0 and 1', 'use 0.95')
+    if len(values) < 2: return None
+    half = t.ppf((1 + level)/2, len(values) - 1)*values.std(ddof=1)/len(values)**.5
+    return Interval(float(values.mean() - half), float(values.mean() + half))
 
 # %% ../nbs/support/metrics.ipynb #3e7a0133
 def _bootstrap_means(gains, seed, resamples):
@@ -315,23 +336,63 @@ def _bootstrap_means(gains, seed, resamples):
         means[here] = g[rng.integers(len(g), size=(here.sum(), len(g)))].mean(1)
     return means.mean(1)
 
+# %% ../nbs/support/metrics.ipynb #5a7e0005
+def bootstrap_interval(
+    gains:Sequence, # of (n,) arrays, one per seed; n may differ
+    seed:int=0, # of the draws
+    resamples:int=10_000 # draws
+)->Interval: # ValueError for no seed, or a seed without samples
+    "The former 95 % interval, by bootstrap: too short for few seeds, kept as a control"
+    gains = [np.asarray(g, dtype=np.float64) for g in gains]
+    require(bool(gains) and all(g.ndim == 1 and len(g) for g in gains), 'gains',
+            [g.shape for g in gains], 'a list of (n,) with n >= 1', 'give every seed')
+    low, high = np.quantile(_bootstrap_means(gains, seed, resamples), (.025, .975))
+    return Interval(float(low), float(high))
+
 # %% ../nbs/support/metrics.ipynb #15bcc2a1
 def paired_over_seeds(
     runs:list, # of (before (n,), after (n,)), one pair per seed, at least 2; n may differ
-    score:Score, # which way is better
-    seed:int=0, # of the bootstrap
-    resamples:int=10_000 # of the bootstrap
+    score:Score # which way is better
 )->Paired: # its p-value is that of a sign test over seeds
     """Compare over several seeds, each with equal weight
 
-    Seeds are drawn anew, then samples within each. ValueError as `paired`, or for one seed."""
+    The interval is `t_interval` of their means. ValueError as `paired`, or for one seed."""
     require(len(runs) >= 2, 'seeds', len(runs), 'at least 2', 'use paired for one seed')
     gains = [_improvement(b, a, score).numpy() for b, a in runs]
     means, everything = np.array([g.mean() for g in gains]), np.concatenate(gains)
-    low, high = np.quantile(_bootstrap_means(gains, seed, resamples), (.025, .975))
+    low, high = t_interval(means) or (None, None)
     return Paired(int((everything > 0).sum()), int((everything == 0).sum()),
-                  int((everything < 0).sum()), means.mean().item(), low.item(), high.item(),
+                  int((everything < 0).sum()), means.mean().item(), low, high,
                   _sign_test(means), len(runs))
+
+# %% ../nbs/support/metrics.ipynb #5a7e0007
+def simulated_gains(
+    seeds:int, # in each study, >= 1
+    skewed:bool=False, # the effects of seeds: normal, or exponential
+    between:float=1., # standard deviation of the effects of seeds
+    n:int=20, # samples per seed, of standard deviation 1 around the effect
+    studies:int=1000,
+    seed:int=0
+)->np.ndarray: # (studies, seeds, n); the true mean is 0
+    "Gains of studies that were never run, to try an interval on"
+    require(min(seeds, n, studies) >= 1, 'seeds, n, studies', (seeds, n, studies),
+            'at least 1', 'use 3 seeds')
+    rng, shape = np.random.default_rng(seed), (studies, seeds, 1)
+    effects = rng.exponential(size=shape) - 1 if skewed else rng.normal(size=shape)
+    return between*effects + rng.normal(size=(studies, seeds, n))
+
+class Coverage(NamedTuple):
+    "How often an interval held the truth"
+    share:float
+    error:float # standard error of the share, for so many studies are finite
+
+def coverage(
+    gains:np.ndarray, # (studies, seeds, n), as `simulated_gains` gives them
+    interval:Callable # from the gains (seeds, n) of one study to (low, high)
+)->Coverage:
+    "The share of studies whose interval holds the true mean 0, with its Monte Carlo error"
+    held = np.array([low <= 0 <= high for low, high in map(interval, gains)])
+    return Coverage(held.mean().item(), (held.mean()*(1 - held.mean())/len(held)).item()**.5)
 
 # %% ../nbs/support/metrics.ipynb #8190b527
 def top_samples(

@@ -282,6 +282,19 @@ class _Recovered(_Compared):
         return recovered(self.scores(run, 'L2'), self.baseline('nearest_other', 'L2'),
                          similar, ssim, near)
 
+    def recovered_unseen(self,
+        run:str,
+        near:bool=True, # as in `recovered`; the median limit of the training images
+        ssim:float|None=None # as in `recovered`
+    )->Tensor: # (n,) bool; (0,) where none were scored
+        """The control: which images that were not trained on pass for recovered
+
+        A record does not know how far those are from each other, so all have one limit."""
+        found = self.unseen(run, 'L2')
+        similar = None if ssim is None else self.unseen(run, 'SSIM')
+        limit = self.baseline('nearest_other', 'L2').quantile(.5)
+        return recovered(found, limit.expand(len(found)), similar, ssim, near)
+
 # %% ../nbs/support/records.ipynb #a591ca0a
 class _Rows(_Recovered):
     "The numbers of the table"
@@ -294,12 +307,14 @@ class _Rows(_Recovered):
     def _row(self, run, by):
         "A run, compared with 'plain' where there is one"
         alone = run == 'plain' or 'plain' not in self.names
+        control = self.unseen(run, by.name)
         return dict(
             method=run, k_start=self.k(run).start, k_end=self.k(run).end,
             steps=self.steps(run), seconds=self.seconds(run),
             loss=self._run(run)['curve']['loss'][-1],
             **summarize(self.scores(run, by.name), self.baseline('nearest_other', by.name),
-                        None if alone else self.scores('plain', by.name), by))
+                        None if alone else self.scores('plain', by.name), by),
+            **({'unseen': control.mean().item()} if len(control) else {}))
 
     def _guess(self, name, by):
         "A baseline; it makes no sense to compare one with itself"
@@ -317,9 +332,15 @@ class Record(_Rows):
     )->Table: # of words; its text has a line under the head
         "Its runs and the baselines, a line each"
         name = score or self.score.name
-        head = ('method', 'k', 'steps', 'seconds', 'objective', f'mean {name}',
-                f'median {name}', 'beat other', 'improved')
-        return table(head, [self._words(row) for row in self.rows(score)], ruled=True)
+        head:tuple = ('method', 'k', 'steps', 'seconds', 'objective', f'mean {name}',
+                      f'median {name}', 'beat other', 'improved')
+        rows = self.rows(score)
+        lines = [self._words(row) for row in rows]
+        if any('unseen' in row for row in rows): # the control, where it was scored
+            head = *head, 'unseen'
+            lines = [(*line, f"{row['unseen']:.2f}" if 'unseen' in row else None)
+                     for line, row in zip(lines, rows)]
+        return table(head, lines, ruled=True)
 
     def _words(self, row):
         "One line of the table; None where a baseline has nothing to say"

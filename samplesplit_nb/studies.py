@@ -14,7 +14,7 @@ from inspect import getdoc
 from pathlib import Path
 from typing import Any
 from .checks import require
-from .runs import CONTROLS, PEELINGS, load_or_run
+from .runs import CONTROLS, PEELINGS, MissingResult, load_or_run
 from .settings import OURS, Experiment, published
 from .storage import load_arrays
 
@@ -81,6 +81,17 @@ class Study(_Planned):
         return [load_or_run(self.experiment(label, seed), self.path(label, seed, root),
                             self.runs, images=self.images and seed == self.seeds[0],
                             **options) for seed in self.seeds]
+
+    def saved(self, label:str, root:str|Path='results')->list: # of `Record`s, by seed
+        "Those of all seeds that have a whole file of these settings, also beyond `seeds`"
+        folder, found = self.path(label, 0, root).parent, []
+        for path in folder.glob(f'{label}-seed*.json'):
+            seed = path.stem.removeprefix(f'{label}-seed')
+            if not seed.isdecimal(): continue
+            try: found.append(load_or_run(self.experiment(label, int(seed)), path, self.runs,
+                                          run_missing=False))
+            except MissingResult: continue
+        return sorted(found, key=lambda record: record.seed)
 
     def kept_images(self, label:str, root:str|Path='results')->dict:
         "Arrays of the first seed, see `shown_images`"

@@ -1302,7 +1302,8 @@ def test_a_figure_as_json(tmp_path, cli):
         assert (
             row['seeds'] == 1
             and len(row['ours']) == 3
-            and row['reproduced'] in ('yes', 'no', 'open', 'one run')
+            and row['ours'][1:] == [None, None]  # one seed has no interval, and no verdict
+            and (row['reproduced'], row['why']) == ('open', '1 of 5 seeds')
         )
     status, out, err = cli(*words, '--no-run')
     assert (status, json.loads(out), err) == (0, found, '')
@@ -1330,9 +1331,8 @@ def test_a_study_with_its_controls(tmp_path, cli):
         scores, plain = (np.array(saved[n]['scores']['L2']) for n in (name, 'plain'))
         assert abs(run['means'][0] - scores.mean()) < 1e-9
         if name != 'plain':
-            assert (
-                abs(run['mean'] - (plain - scores).mean()) < 1e-6 and run['low'] <= run['mean'] <= run['high']
-            )
+            assert abs(run['mean'] - (plain - scores).mean()) < 1e-6
+            assert run['low'] is None and run['high'] is None  # one seed has no interval
     one = json.loads(cli('experiment', 'figure11', *smoke(tmp_path), '--json', '--device', 'cpu')[1])
     assert len(one['files']) == 4 and all(Path(f).with_suffix('.npz').exists() for f in one['files'])
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.stats import binom
+from scipy.stats import binom, ttest_1samp
 from skimage.metrics import structural_similarity
 from samplesplit_nb import metrics
 from samplesplit_nb.metrics import (
@@ -14,11 +14,15 @@ from samplesplit_nb.metrics import (
     Paired,
     Score,
     baselines,
+    bootstrap_interval,
+    coverage,
     nearest_l2,
     nearest_ssim,
     paired,
     paired_over_seeds,
+    simulated_gains,
     summarize,
+    t_interval,
     top_samples,
 )
 
@@ -127,7 +131,7 @@ def test_a_direction_is_the_mirror_of_the_other(pair, threshold):
     before, after = pair
     assert L2.count(before, threshold) == SSIM.count(-before, -threshold) == int((before < threshold).sum())
     assert torch.equal(L2.improvement(before, after), SSIM.improvement(-before, -after))
-    a, b = paired(before, after, L2, resamples=50), paired(-before, -after, SSIM, resamples=50)
+    a, b = paired(before, after, L2), paired(-before, -after, SSIM)
     assert a == b
     assert torch.equal(
         top_samples(before, after, L2, threshold, 3), top_samples(-before, -after, SSIM, -threshold, 3)
@@ -196,31 +200,25 @@ def test_recovered_at_its_boundary():
 @given(scores)
 def test_paired_against_direct_counts(pair):
     before, after = pair
-    r = paired(before, after, L2, resamples=200)
+    r = paired(before, after, L2)
     up, down = int((after < before).sum()), int((after > before).sum())
     assert (r.improved, r.same, r.worse) == (up, len(before) - up - down, down)
-    assert r.mean == pytest.approx((before - after).mean().item(), abs=1e-6) and r.low <= r.high
+    assert r.mean == pytest.approx((before - after).mean().item(), abs=1e-6)
+    assert r.low is None and r.high is None  # one seed has no interval
     n = up + down
     tail = min(1.0, 2 * binom.cdf(min(up, down), n, 0.5)) if n else 1.0
     assert r.p == pytest.approx(tail)
 
 
-def test_paired_takes_lists_is_repeatable_and_depends_on_its_seed():
+def test_paired_takes_lists():
     before, after = [3.0, 2.0, 5.0, 4.0], [1.0, 2.0, 6.0, 1.0]
-    assert (
-        paired(before, after, L2)
-        == paired(torch.tensor(before), torch.tensor(after), L2)
-        == paired(before, after, L2, seed=0)
-    )
-    g = np.random.default_rng(0).normal(size=30)
-    a, b = (paired(0 * g, g, SSIM, seed=s, resamples=500) for s in (0, 1))
-    assert (a.low, a.high) != (b.low, b.high) and (a.mean, a.p) == (b.mean, b.p)
+    assert paired(before, after, L2) == paired(torch.tensor(before), torch.tensor(after), L2)
 
 
 def test_nothing_changed():
     r = paired([1.0, 2.0], [1.0, 2.0], L2)
-    assert r == Paired(0, 2, 0, 0.0, 0.0, 0.0, 1.0)
-    assert str(r) == '0 of 2 improved, 0 worse; mean improvement 0 [0, 0], sign test p = 1'
+    assert r == Paired(0, 2, 0, 0.0, None, None, 1.0)
+    assert str(r) == '0 of 2 improved, 0 worse; mean improvement 0, sign test p = 1'
     assert 'over 2 seeds' in str(paired_over_seeds([([1.0, 2.0], [1.0, 2.0])] * 2, L2))
 
 
@@ -255,23 +253,32 @@ def test_seeds_have_equal_weight_and_the_sign_test_counts_them():
     )  # three seeds can never do better
 
 
+@pytest.mark.parametrize('seeds', [2, 3, 5, 12])
+def test_the_interval_over_seeds_is_that_of_scipy_and_sees_the_means_alone(seeds):
+    g = np.random.default_rng(seeds).normal(size=(seeds, 7))
+    r = paired_over_seeds([(0 * a, a) for a in g], SSIM)
+    means = g.mean(1)
+    expected = ttest_1samp(means, 0.0).confidence_interval(0.95)
+    assert (r.low, r.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
+    shuffled = paired_over_seeds([(np.zeros(3), np.full(3, m)) for m in means], SSIM)
+    assert (shuffled.low, shuffled.high) == pytest.approx((r.low, r.high), rel=1e-12)
+
+
 def test_intervals_hold_the_truth_about_95_percent_of_the_time():
-    "200 simulated studies each: one seed of 50 samples; 12 seeds of 20 that differ; pooled as a control"
-    g, hits = np.random.default_rng(0), np.zeros(3)
-    for i in range(200):
-        one = g.exponential(size=50) - 1  # skewed, mean 0
-        many = g.normal(g.normal(size=(12, 1)), 1, (12, 20))
-        for j, r in enumerate(
-            (
-                paired(0 * one, one, SSIM, i, 500),
-                paired_over_seeds([(0 * a, a) for a in many], SSIM, i, 500),
-                paired(0 * many.ravel(), many.ravel(), SSIM, i, 500),
-            )
-        ):
-            hits[j] += r.low <= 0 <= r.high
-    print(hits / 200)
-    assert 0.89 <= hits[0] / 200 <= 0.98 and 0.89 <= hits[1] / 200 <= 0.99
-    assert hits[2] / 200 < 0.7  # samples of one seed are not independent
+    "Simulated studies with normal seeds; the former bootstrap and pooled samples are the controls"
+    student = lambda g: t_interval(g.mean(1))
+    pooled = lambda g: t_interval(g.ravel())
+    for seeds in (3, 5, 12):
+        gains = simulated_gains(seeds, studies=2000, seed=1)
+        share, error = coverage(gains, student)
+        assert abs(share - 0.95) < 3.5 * error
+        assert coverage(gains, pooled).share < 0.7  # samples of one seed are not independent
+    few = simulated_gains(3, between=2.0, studies=400, seed=1)
+    assert coverage(few, lambda g: bootstrap_interval(g, resamples=200)).share < 0.85
+    # skewed seeds: what the README says of three and five
+    for seeds in (3, 5):
+        share = coverage(simulated_gains(seeds, True, 2.0, studies=4000), student).share
+        assert 0.86 < share < 0.91
 
 
 # samples of a figure

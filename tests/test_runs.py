@@ -7,10 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pytest, torch
+from scipy.stats import ttest_1samp
 from samplesplit_nb.claims import (
     CLAIMS,
     FIGURES,
+    LEAST_SEEDS,
+    OverSeeds,
     _finding,
+    changes,
+    changes_table,
     findings,
     findings_table,
     over_seeds,
@@ -23,7 +28,7 @@ from samplesplit_nb.optimisers import OPTIMIZERS
 from samplesplit_nb.problems import ATTACKS, TRAININGS, make_descent, prepare
 from samplesplit_nb.records import Record
 from samplesplit_nb.runs import PEELINGS, RUNS, MissingResult, Plain, attack, load_or_run, run
-from samplesplit_nb.settings import Experiment, fingerprint, published
+from samplesplit_nb.settings import Experiment, config, fingerprint, published
 from samplesplit_nb.rules import RandomSplits
 from samplesplit_nb.storage import digest, load_arrays
 from samplesplit_nb.studies import SEEDS, STUDIES, get_study
@@ -240,13 +245,55 @@ def test_representative_samples_are_chosen_by_rule():
 
 
 def test_intervals_and_verdicts():
-    one = torch.tensor([1.0, 1, 1, 1, 0])
-    mean, low, high = over_seeds([one, one, one])
-    assert low < mean < high and abs(mean - 0.8) < 1e-12
-    assert over_seeds([torch.tensor([])]) is None and over_seeds([torch.tensor([0.3])])[:2] == pytest.approx(
-        (0.3, 0.3)
-    )
-    assert [verdict(v, 0.0) for v in ((1, 0.1, 2), (-1, -2, 0.0), (1, -1, 3))] == ['yes', 'no', 'open']
+    one = torch.tensor([1.0, 1, 1, 1, 0], dtype=torch.float64)
+    found = over_seeds([one, one, 1 - one])
+    interval = ttest_1samp([0.8, 0.8, 0.2], 0.0).confidence_interval(0.95)
+    assert (found.mean, found.low, found.high) == pytest.approx((0.6, interval.low, interval.high), rel=1e-12)
+    assert over_seeds([torch.tensor([])]) is None
+    assert over_seeds([torch.tensor([0.5]), torch.tensor([])]) == (0.5, None, None, (0.5,))
+    five = [OverSeeds(m, low, high, (0.0,) * 5) for m, low, high in ((1, 0.1, 2), (-1, -2, 0.0), (1, -1, 3))]
+    assert [str(verdict(v, 0.0)) for v in five] == ['yes', 'no', 'open']
+
+
+@pytest.mark.parametrize('seeds', [1, 2, 3, 4, 5])
+def test_a_verdict_takes_five_seeds_at_scale_small_and_three_at_larger_ones(seeds):
+    "However clear they are; one seed is never enough"
+    clear = over_seeds([torch.tensor([1.0 + 0.001 * i]) for i in range(seeds)])
+    for scale, least in LEAST_SEEDS.items():
+        said = verdict(clear, 0.0, least)
+        assert said.word == ('yes' if seeds >= least else 'open'), scale
+        assert said.why == ('' if seeds >= least else f'{seeds} of {least} seeds')
+    assert verdict(clear, 0.0, 1).word == ('open' if seeds == 1 else 'yes')
+    assert LEAST_SEEDS == dict(smoke=5, small=5, medium=3, paper=3)
+
+
+def test_whatever_seeds_are_saved_count(tmp_path):
+    "Copies of saved records under further seeds: the interval is over all of them, and a verdict comes"
+    study = get_study('figure11', 'small')
+    records = study.saved('mnist-0.6n', RESULTS)[:3]
+    for seed in range(6):
+        data = json.loads(json.dumps(records[seed % 3].data))
+        e = study.experiment('mnist-0.6n', seed)
+        data['config'], data['fingerprint'] = config(e), fingerprint(e)
+        Record(data).save(study.path('mnist-0.6n', seed, tmp_path))
+    row = next(r for r in findings('small', 12, tmp_path) if 'seeds' in r)
+    assert (row['seeds'], row['reproduced'], row['why']) == (6, 'yes', '')
+    study.path('mnist-0.6n', 1, tmp_path).unlink()  # a gap does not matter
+    study.path('mnist-0.6n', 9, tmp_path).write_text('{}')  # nor a file that is none
+    row = next(r for r in findings('small', 12, tmp_path) if 'seeds' in r)
+    assert (row['seeds'], len(row['each']), row['reproduced']) == (5, 5, 'yes')
+    study.path('mnist-0.6n', 0, tmp_path).unlink()
+    row = next(r for r in findings('small', 12, tmp_path) if 'seeds' in r)
+    assert (row['reproduced'], row['why']) == ('open', '4 of 5 seeds')
+
+
+def test_every_changed_verdict_is_listed_with_its_reason():
+    for scale in ('small', 'medium'):
+        rows = changes(scale, RESULTS)
+        assert rows and all(r['because'] and r['before'] != r['reproduced'] for r in rows)
+        assert {r['before'] for r in rows} <= {'yes', 'no', 'open', 'not judged', 'nothing was split'}
+        named = as_markdown(changes_table(rows))
+        assert named.count('\n') == len(rows) + 1
 
 
 def is_run_at(scale, panel):
@@ -364,8 +411,9 @@ def test_an_empty_split_is_called_so(tmp_path):
     "Where no curvature lies below the threshold both runs are the same, and no claim is judged by it"
     record = record_with([1.0, 2.0], [1.0, 2.0])
     record.data['runs']['split']['splits'] = [dict(step=5, split=0)]
-    study = type('Study', (), dict(name='figure01', scale='small', records=lambda self, *a, **k: [record]))()
-    assert _finding(CLAIMS[0], study, 'mnist', tmp_path)['reproduced'] == 'nothing was split'
+    study = type('Study', (), dict(name='figure01', scale='small', saved=lambda self, *a, **k: [record]))()
+    found = _finding(CLAIMS[0], study, 'mnist', tmp_path)
+    assert (found['reproduced'], found['why']) == ('open', 'nothing was split')
 
 
 def test_a_control_with_its_own_cycles_has_them_whatever_the_experiment_holds():

@@ -404,7 +404,7 @@ class NTKObjective(NetworkObjective):
         init:nn.Module, # the same network before training, theta_0
         sharpness:float|None=200., # b of softened ReLU (Loo et al.: to 200); None: exact
         box=None, # see `ReconstructionObjective`
-        box_weight:float=0.1, # Loo et al. 2024
+        box_weight:float|None=0.1, # Loo et al. 2024; None: d, the plain sum of squares
         tangent:str='init', # f at theta_0 ('init'), theta ('final'), their 'mean', or 'both'
         shape:tuple|None=None, # of one input, for a model that is no MLP
         chunk_size:int|None=None, # candidates at a time; None: all
@@ -425,7 +425,7 @@ class NTKObjective(NetworkObjective):
         change = [p - q for p, q in zip(end.weights, start.weights)]
         super().__init__(_TANGENTS[tangent](start, end), change*(1 + (tangent == 'both')),
                          chunk_size, form, _rounding(end.weights), box=box,
-                         box_weight=box_weight, **bounds)
+                         box_weight=start.d if box_weight is None else box_weight, **bounds)
         self.vector, self.scale = start.outputs > 1, _scale(scale, start.outputs)
     def cotangent(self, x:Tensor)->Tensor: # (k, outputs)
         "scale for each output"

@@ -51,7 +51,8 @@ class _Bounds:
         if box is not None:
             require(isinstance(box, (tuple, list)) and len(box) == 2, 'box', repr(box),
                     'None or a pair (lower, upper)', 'use (-1., 1.)')
-            self.box = tuple(torch.as_tensor(b).to(like) for b in box)
+            self.box = tuple(torch.as_tensor(b, dtype=like.dtype, device=like.device)
+                             for b in box)
             require(bool((self.box[0] < self.box[1]).all()), 'box',
                     '<lower >= upper somewhere>', 'a pair with lower < upper', 'swap the two')
 

@@ -1,7 +1,7 @@
 """Every published setting against the formulas of its source, step by step.
 
-The reference has its own activations, sums, penalties and optimisers. It shares the initial numbers with ours, and
-no code."""
+The reference has its own activations, sums, penalties and optimisers. It shares the initial numbers
+with ours, and no code."""
 
 import math
 import pytest, torch
@@ -67,7 +67,7 @@ def published_loss(name, before, after, labels, wrong=False):
 
     def loss(step, x, lam):
         b = min(10 + 10 ** (step / 20_000), 200.0)
-        soft = lambda z: torch.nn.functional.softplus(b * z) / b
+        soft = lambda z: torch.logaddexp(b * z, torch.zeros_like(z)) / b
         relu = soft if name == 'loo-ntk' else lambda z: Surrogate.apply(z, p.sharpness)
         phi = lambda w, x, i: outputs(w, x, relu)[0]
 
@@ -147,7 +147,8 @@ def reference(name, before, after, labels, x, lam, wrong=False):
 def ours(name, init, model, x, lam):
     "The same by the library, in the multipliers of the source"
     p = preset(name)
-    if p.attack == 'regression':  # f has no factor 1/k here: the multipliers have it, and their rate its square
+    if p.attack == 'regression':
+        # f has no factor 1/k here: the multipliers have it, and their rate its square
         objective = DecayObjective(model, p.sharpness)
         descent = Descent(STEPS, p.lr, p.lr_multipliers / K**2, 'sgd')
         found = reconstruct(objective, x, lam / K, descent)
@@ -168,16 +169,21 @@ def test_two_hundred_steps_are_those_of_the_formulas(name):
     )
     labels = [i % 3 for i in range(K)] if many else [2 * (i % 2) - 1 for i in range(K)]
     x, lam = p.start(K, D, seed=3, dtype=torch.float64)
-    x = 0.5 * x / p.start_scale  # large enough that some pixels leave the box
+    if not many:
+        x = 0.5 * x / p.start_scale  # large enough that some pixels leave the box
+    if p.attack == 'regression':  # at a rate near 1, larger weights make the path chaotic
+        with torch.no_grad():
+            for q in model.parameters():
+                q.mul_(0.5)
     weights = [[q.detach() for q in net.parameters()] for net in (init, model)]
     x_end, lam_end, losses = reference(name, *weights, labels, x, lam)
     x_ours, lam_ours, history = ours(name, init, model, x, lam)
     assert (x_end - x).norm() > 1e-3 * x.norm() and losses[-1] < losses[0]  # it moved, and descended
     assert_close(history[0], losses[0], rtol=1e-12, atol=0)
-    assert_close(x_ours, x_end, rtol=1e-9, atol=1e-10)
-    assert_close(lam_ours, lam_end, rtol=1e-9, atol=1e-10)
+    assert_close(x_ours, x_end, rtol=1e-10, atol=1e-10)
+    assert_close(lam_ours, lam_end, rtol=1e-10, atol=1e-10)
     x_wrong, lam_wrong, _ = reference(name, *weights, labels, x, lam, wrong=True)
-    assert (x_wrong - x_ours).abs().max() + (lam_wrong - lam_ours).abs().max() > 1e-5  # control
+    assert (x_wrong - x_ours).abs().max() + (lam_wrong - lam_ours).abs().max() > 0.1  # control
 
 
 def test_the_experiment_of_the_paper_runs_as_a_whole():

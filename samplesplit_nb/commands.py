@@ -190,7 +190,7 @@ def certify_file(
 def _settings(o, method, dtype):
     "The attack as an `Experiment`: ours or published, and what the options change"
     own = published(o.preset) if o.preset else OURS[method]
-    e = Experiment(**own | dict(k=o.k, seed=o.seed, box='unit', dtype=dtype))
+    e = Experiment(**dict(dtype=dtype) | own | dict(k=o.k, seed=o.seed, box='unit'))
     steps = o.steps or e.steps
     # events as far apart as published where the run is long enough, else three in all
     every = e.split_every if e.split_every and e.split_every < steps else None

@@ -100,30 +100,39 @@ class Polynomial:
         return _horner([k*c for k, c in enumerate(self.coefficients)][1:], z)
 
 # %% ../nbs/support/networks.ipynb #ne000016
+def _deviations(init):
+    "Those of the first layers, as a tuple; None for a named rule; ValueError for neither"
+    if init in ('lecun', 'pytorch'): return None
+    parts = tuple(init) if isinstance(init, (tuple, list)) else (init,)
+    good = all(isinstance(v, float) and 0 < v < math.inf for v in parts)
+    require(good and len(parts) > 0, 'init', repr(init),
+            "'lecun', 'pytorch', or one or more positive finite floats",
+            'for example 1e-4 for the KKT attack')
+    return parts
+
 def _check_mlp(widths, bias, init):
     "ValueError for settings that make no network"
     require(len(widths) >= 2 and all(is_count(w, 1) for w in widths), 'widths', list(widths),
             'at least two positive integers', 'for example [784, 1000, 1000, 1]')
     require(bias in ('all', 'first', 'none'), 'bias', repr(bias),
             "'all', 'first' or 'none'", "use 'all' for the NTK attack")
-    require(init in ('lecun', 'pytorch')
-            or (isinstance(init, float) and 0 < init < math.inf), 'init', repr(init),
-            "'lecun', 'pytorch' or a positive finite float",
-            'for example 1e-4 for the KKT attack')
+    require(len(_deviations(init) or ()) < len(widths), 'init', repr(init),
+            f'at most {len(widths) - 1} numbers', 'one for each of the first layers')
 
 # %% ../nbs/support/networks.ipynb #ne000018
 def _draw(layers, init, generator):
     "Draw each layer's weight, then its bias"
+    own = _deviations(init) or ()
     for i, layer in enumerate(layers):
         bound = layer.in_features**-0.5
         parts = [p for p in (layer.weight, layer.bias) if p is not None]
         if init == 'lecun':
             nn.init.normal_(layer.weight, std=bound, generator=generator)
             for p in parts[1:]: nn.init.zeros_(p)
-        elif init == 'pytorch' or i:
-            for p in parts: nn.init.uniform_(p, -bound, bound, generator=generator)
+        elif i < len(own):
+            for p in parts: nn.init.normal_(p, std=own[i], generator=generator)
         else:
-            for p in parts: nn.init.normal_(p, std=init, generator=generator)
+            for p in parts: nn.init.uniform_(p, -bound, bound, generator=generator)
 
 # %% ../nbs/support/networks.ipynb #87eba88a
 class MLP(nn.Module):
@@ -136,7 +145,7 @@ class MLP(nn.Module):
         seed:int=0, # of the random weights
         dtype=torch.float32,
         device='cpu',
-        init:str|float='lecun'): # 'lecun', 'pytorch', or the first layer's deviation, 1e-4
+        init:str|float|tuple='lecun'): # 'lecun', 'pytorch', deviation(s) of the first layer(s)
         super().__init__()
         _check_mlp(widths, bias, init)
         self.widths, self.activation, self.bias = list(widths), activation, bias

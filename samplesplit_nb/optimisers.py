@@ -24,29 +24,33 @@ def adam(
     return torch.optim.Adam(groups, betas=(0.9, 0.99))
 
 # %% ../nbs/support/optimisers.ipynb #0b71b003
+def _remembered(beta, count):
+    "1 - beta^count, elementwise, to full precision in float32 too"
+    return -torch.expm1(count*(math.log(beta) if beta else -math.inf))
+
 def _lazy_update(p, state, group):
     "One step of `LazyAdam`; all masked operations: no number is read back from the device"
-    if not state: state.update(step=0, exp_avg=torch.zeros_like(p),
-                               exp_avg_sq=torch.zeros_like(p))
-    state['step'] += 1
+    if not state: state.update({name: torch.zeros_like(p)
+                                for name in ('step', 'exp_avg', 'exp_avg_sq')})
     seen, (b1, b2) = p.grad != 0, group['betas']
-    m, v = state['exp_avg'], state['exp_avg_sq']
+    count, m, v = state['step'], state['exp_avg'], state['exp_avg_sq']
+    count.add_(seen)
     m.copy_(torch.where(seen, b1*m + (1 - b1)*p.grad, m))
     v.copy_(torch.where(seen, b2*v + (1 - b2)*p.grad.square(), v))
-    size = group['lr']*math.sqrt(1 - b2**state['step'])/(1 - b1**state['step'])
-    p.sub_(torch.where(seen, size*m/(v.sqrt() + group['eps']), 0))
+    root = (v/_remembered(b2, count)).sqrt() + group['eps']
+    p.sub_(torch.where(seen, group['lr']*m/_remembered(b1, count)/root, 0))
 
 # %% ../nbs/support/optimisers.ipynb #87b23df6
 class LazyAdam(torch.optim.Optimizer):
     """Adam (Kingma and Ba 2015) that waits for gradients, as in Loo et al. 2024
 
-    An entry whose gradient is exactly zero keeps its moments and its place. ValueError for
-    impossible settings."""
+    An entry whose gradient is exactly zero keeps its place, its moments and its count of
+    steps. ValueError for impossible settings."""
     def __init__(self,
         params, # as for any torch optimiser
         lr:float=0.02, # Loo et al. 2024
         betas:tuple=(0.9, 0.999), # memory of gradients and of their squares
-        eps:float=1e-8): # added to the root of the second moment
+        eps:float=1e-8): # added to the root of the second moment, once that is corrected
         require_number('lr', lr, 'at least 0 and finite', 'use 0.02')
         require_number('eps', eps, 'at least 0 and finite', 'use 1e-8')
         require(isinstance(betas, (tuple, list)) and len(betas) == 2, 'betas', betas,

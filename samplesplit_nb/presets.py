@@ -13,12 +13,13 @@ from torch import Tensor
 from .checks import require, seeded
 
 # %% ../nbs/support/presets.ipynb #848932a7
-def _draw(scale, interval, k, d, outputs, seed):
-    "Pixels of standard deviation `scale`, (k, d), and multipliers uniform on `interval`"
+def _draw(scale, multipliers, k, d, outputs, seed):
+    "Pixels of standard deviation `scale`, (k, d), and multipliers as `Preset` describes them"
     g = seeded(seed)
     x = scale*torch.randn(k, d, generator=g, dtype=torch.float64)
-    low, high = interval
     shape = (k,) if outputs is None else (k, outputs)
+    if multipliers == 'normal': return x, torch.randn(shape, generator=g, dtype=torch.float64)
+    low, high = multipliers
     return x, low + (high - low)*torch.rand(shape, generator=g, dtype=torch.float64)
 
 # %% ../nbs/support/presets.ipynb #8e2bc41d
@@ -38,11 +39,12 @@ class Preset:
     lr:float # learning rate of x
     lr_multipliers:float # learning rate of lam
     sharpness:float # a of sigmoid(a z), or b of softplus(b z)/b at the end
-    multipliers:tuple # initial lam is uniform on this interval
+    multipliers:tuple|str # initial lam: uniform on this interval, or 'normal', N(0, 1)
     lam_min:float|None=None # lower bound, penalised; None: none
     optimizer:str='sgd, momentum 0.9' # in words
     steps:int=50_000 # of reconstruction
     candidates:str='2 n, labels half and half' # how many, in words
+    lam_signed:bool=True # False: the bound is on |lam|
 
     def start(self,
         k:int, # candidates
@@ -63,10 +65,17 @@ def _haim(data, *values):
 
 # %% ../nbs/support/presets.ipynb #2df1c58c
 def _regression(*values):
-    scale, lr, lam_min, sharpness = values
+    scale, lr, sharpness = values
     return Preset('Buzaglo et al. 2024, general losses, published run settings',
                   'regression', 'CIFAR-10, 250 per class', scale, lr, 1e-4, sharpness,
-                  (0., 1.), lam_min)
+                  'normal', candidates='2 n, no labels')
+
+# %% ../nbs/support/presets.ipynb #9e5a0061
+_SPLITTING_NTK = dataclasses.replace(
+    _haim('MNIST, n = 100', 3.4977e-2, 0.030524, 0.44705, 149.866), attack='ntk',
+    source='a public implementation that matches appendix C.1; scale, rates, bound and '
+           'sharpness are those of haim-mnist-1, because its own are not known',
+    multipliers=(-1., 1.), lam_signed=False, candidates='2 n, no labels')
 
 # %% ../nbs/support/presets.ipynb #6677e728
 # published settings by name, as `preset` takes them
@@ -79,15 +88,16 @@ PRESETS = {
         'Buzaglo et al. 2024, published run setting', 'multiclass',
         'CIFAR-10, 50 per class', 6.2277e-5, 1.3623e-3, 0.47933, 39.517, (0., 1.), 0.20320,
         candidates='100 per class'),
-    'buzaglo-regression-1': _regression(1.975e-2, 0.95175, 0.46958, 90.289),
-    'buzaglo-regression-2': _regression(1.365e-2, 0.87155, 0.44104, 107.41),
+    'buzaglo-regression-1': _regression(1.975e-2, 0.95175, 90.289),
+    'buzaglo-regression-2': _regression(1.365e-2, 0.87155, 107.41),
     'loo-ntk': Preset(
         'Loo et al. 2024', 'ntk', 'MNIST or CIFAR-10, n = 100', 0.2, 0.02, 0.02, 200.,
-        (-.5, .5), optimizer='adam', steps=80_000, candidates='2 n')}
+        (-.5, .5), optimizer='adam that waits', steps=80_000, candidates='2 n'),
+    'splitting-ntk': _SPLITTING_NTK, 'splitting-ntk-short': _SPLITTING_NTK}
 
 # %% ../nbs/support/presets.ipynb #b67d0aa8
 def preset(
-    name:str # one of `PRESETS`
+    name:str # one of `PRESETS`, e.g. 'haim-mnist-1'
 )->Preset: # ValueError for an unknown name
     "The published settings under that name"
     require(name in PRESETS, 'name', repr(name), f'one of {sorted(PRESETS)}',

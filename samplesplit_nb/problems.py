@@ -79,10 +79,16 @@ class Attack:
     over_k:str='f' # what the setting `share` divides by k: 'f' or 'multipliers'
 
 # %% ../nbs/support/problems.ipynb #5a9e0009
+def _over_k(e):
+    "What `share` divides by k: 'f' or 'multipliers'"
+    return e.over_k or ATTACKS[e.method].over_k
+
 def _ntk(e, model, init, k, **options):
     init = copy.deepcopy(init).to(getattr(torch, e.dtype))
-    if e.box_weight is None: options['box_weight'] = .1 # as published
-    return NTKObjective(model, init, tangent=e.tangent, **options)
+    if e.box_weight is None and not e.surrogate: options['box_weight'] = .1 # as published
+    scale = 1/k if e.share and _over_k(e) == 'f' else 1.
+    return NTKObjective(model, init, tangent=e.tangent, surrogate=e.surrogate, scale=scale,
+                        lam_min=e.lam_min, lam_signed=e.lam_signed, **options)
 
 # %% ../nbs/support/problems.ipynb #5a9e0010
 def _in_turn(model, k, classes):
@@ -165,8 +171,9 @@ def _labels(e, data):
 def _init(e, data):
     "theta_0"
     attack, plain = ATTACKS[e.method], e.training == 'descent'
-    return MLP([data.X.shape[1], e.width, e.width, _outputs(e, data)], bias=attack.bias,
-               seed=e.seed, init=attack.gd_start if plain else 'lecun',
+    start = attack.gd_start if e.start_layers is None else tuple(e.start_layers)
+    return MLP([data.X.shape[1], e.width, e.width, _outputs(e, data)],
+               bias=e.bias or attack.bias, seed=e.seed, init=start if plain else 'lecun',
                dtype=torch.float64 if plain else torch.float32)
 
 # %% ../nbs/support/problems.ipynb #781e7123
@@ -185,8 +192,9 @@ def _margin(e, data, init, **watch):
 # %% ../nbs/support/problems.ipynb #5a9e0024
 def _descent(e, data, init, **watch):
     "Plain gradient descent"
+    how = ATTACKS[e.method].gd if e.training_loss is None else dict(loss=e.training_loss)
     t = train_gd(init, data.X, _labels(e, data), lr=e.training_lr, steps=e.training_steps,
-                 **ATTACKS[e.method].gd, **watch)
+                 **how, **watch)
     return Trained(t.model, init, # type: ignore[arg-type] # an MLP like init
                    dict(loss=t.loss, stationarity=t.stationarity, steps=t.steps))
 
@@ -234,7 +242,7 @@ def train(
 # %% ../nbs/support/problems.ipynb #5a9e0031
 def _multiplier_scale(e, k):
     "What the setting `share` makes of the multipliers of k candidates"
-    return 1/k if e.share and ATTACKS[e.method].over_k == 'multipliers' else 1.
+    return 1/k if e.share and _over_k(e) == 'multipliers' else 1.
 
 # %% ../nbs/support/problems.ipynb #5a9e0032
 class Start(NamedTuple):

@@ -184,7 +184,8 @@ class RandomControl(Kind):
     def attack(self, problem:Problem, watch:Watch, done:Record)->Run:
         "As `WithSplits`, with a rule that knows how many are to split"
         e, counts = problem.experiment, tuple(s['split'] for s in done.splits('split'))
-        rule = RandomSplits(e.rule, self.direction, self.selection, counts, accept_any=True)
+        own:Any = e.rule # a published rule is refused by name
+        rule = RandomSplits(own, self.direction, self.selection, counts, accept_any=True)
         return _searched(problem, watch, e.k, make_descent(e, e.k), make_splitting(e, rule))
 
 # %% ../nbs/support/runs.ipynb #5a9e0060

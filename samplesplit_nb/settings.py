@@ -7,14 +7,16 @@ __all__ = ['CHOICES', 'BUILT_IN', 'TRAINING', 'OURS', 'Experiment', 'config', 'f
 
 # %% ../nbs/support/settings.ipynb #5e770003
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from hashlib import sha256
 from typing import Any
 from .checks import (
     is_number, require, require_count, require_flag, require_number, require_seed)
 from .optimisers import OPTIMIZERS
 from .presets import preset
+from .rules import PublishedRule
 from .splitting import SplitRule
 from .storage import identify
 
@@ -48,14 +50,18 @@ def _check_pair(e, name, above=float('-inf')):
 # what settings of an `Experiment` that are words can be: names, or a registry by name
 CHOICES:dict[str, Collection[str]] = dict(
     method=('ntk', 'kkt', 'multiclass'), training=('exact', 'margin', 'descent'),
-    mean=('training', 'collection'), optimizer=OPTIMIZERS, tangent=('init', 'final', 'both'),
-    box=('pixels', 'unit', 'none'), dtype=('float32', 'float64'))
+    mean=('training', 'collection'), optimizer=OPTIMIZERS,
+    tangent=('init', 'final', 'mean', 'both'), box=('pixels', 'unit', 'none'),
+    dtype=('float32', 'float64'),
+    bias=('all', 'first', 'none'), training_loss=('logistic', 'cross-entropy', 'mse'),
+    over_k=('f', 'multipliers'), splitting_rule=('ours', 'published'))
 
 # %% ../nbs/support/settings.ipynb #5e770011
 def _check_words(e, *names):
-    "ValueError unless each of these settings is one of its choices"
+    "ValueError unless each of these settings is one of its choices, or None by default"
     for name in names:
-        allowed = tuple(CHOICES[name])
+        none = type(e).__dataclass_fields__[name].default is None
+        allowed = (*CHOICES[name], None) if none else tuple(CHOICES[name])
         require(getattr(e, name) in allowed, name, repr(getattr(e, name)), f'one of {allowed}',
                 'leave it out for the default')
 
@@ -83,6 +89,19 @@ def _suits(training, method):
     "Is a way to train meant for this attack?"
     return method in _MEANT_FOR.get(training, (method,))
 
+# %% ../nbs/support/settings.ipynb #9e5a0070
+def _check_descent_only(e):
+    "ValueError for start layers that are none, and for settings of descent in other training"
+    layers = e.start_layers
+    good = layers is None or (isinstance(layers, (tuple, list)) and 1 <= len(layers) <= 3
+                              and all(is_number(v) and v > 0 for v in layers))
+    require(good, 'start_layers', repr(layers), 'None, or one to three positive numbers',
+            'for example (1e-3, 1e-3)')
+    for name in ('training_loss', 'start_layers'):
+        require(getattr(e, name) is None or e.training == 'descent', name,
+                repr(getattr(e, name)), f'None for training={e.training!r}',
+                "it is for training='descent'")
+
 # %% ../nbs/support/settings.ipynb #5e770018
 @dataclass(frozen=True)
 class _Network(_Images):
@@ -92,11 +111,15 @@ class _Network(_Images):
     training:str='exact' # 'exact' (ntk), 'margin', 'descent', any of `TRAININGS`
     training_steps:int=0 # at most; 'exact' takes none
     training_lr:float=0.02 # of 'margin' and 'descent'
+    training_loss:str|None=None # of 'descent', without momentum; None: the attack's own way
+    bias:str|None=None # layers that have one: 'all', 'first', 'none'; None: the attack's
+    start_layers:tuple|None=None # deviations of the first layers, of 'descent'; None: as above
 
     def __post_init__(self):
         super().__post_init__()
         _check_counts(self, width=1, training_steps=0)
-        _check_words(self, 'method', 'training')
+        _check_words(self, 'method', 'training', 'training_loss', 'bias')
+        _check_descent_only(self)
         _check_positive(self, 'training_lr')
         suited = [t for t in CHOICES['training'] if _suits(t, self.method)]
         require(self.training in suited, 'training', repr(self.training),
@@ -138,17 +161,23 @@ class _Objective(_Search):
     start_scale:float=0.2 # standard deviation of the start, pixel units (Loo et al. 2024)
     start_multipliers:tuple=(0., 0.) # they start uniform on this interval
     sharpness:tuple|str=(50., 200.) # of the softened ReLU, first and last; 'loo': as published
-    tangent:str='init' # ntk: f at theta_0 ('init'), theta ('final') or 'both'
+    tangent:str='init' # ntk: f at theta_0 ('init'), theta ('final'), their 'mean', or 'both'
+    surrogate:bool=False # ntk: ReLU as Haim et al. 2022 have it, not softplus
     box:str='pixels' # keeps values in 'pixels' (-mean to 1 - mean), 'unit' (-1 to 1) or 'none'
-    box_weight:float|None=None # of that penalty; None: the published 0.1 (ntk) or d
+    box_weight:float|None=None # None: as published, 0.1 for ntk, else or with surrogate d
     lam_min:float|None=None # least multiplier; None: no bound
+    lam_signed:bool=True # False: `lam_min` bounds the size |lam|; ntk, learned multipliers
     share:bool=False # multiply f by 1/k, as the published code
+    over_k:str|None=None # what `share` divides: 'f' or 'multipliers'; None: the attack's
 
     def __post_init__(self):
         super().__post_init__()
-        _check_words(self, 'tangent', 'box')
+        _check_words(self, 'tangent', 'box', 'over_k')
         _check_positive(self, 'start_scale')
-        require_flag('share', self.share)
+        for name in ('surrogate', 'lam_signed', 'share'):
+            require_flag(name, getattr(self, name))
+        require(self.lam_signed or self.lr_multipliers is not None, 'lam_signed', False,
+                'True where multipliers are eliminated', 'give lr_multipliers')
         if self.sharpness != 'loo': _check_pair(self, 'sharpness', above=0)
         _check_pair(self, 'start_multipliers')
         require_number('box_weight', self.box_weight, 'at least 0 and finite',
@@ -156,10 +185,22 @@ class _Objective(_Search):
         require_number('lam_min', self.lam_min, 'finite', 'None sets no bound', optional=True)
 
 # %% ../nbs/support/settings.ipynb #5e770028
-def _rule_of(e):
-    "The splitting rule that an experiment describes"
+def _split_rule(e):
+    "Ours"
     return SplitRule(threshold=e.threshold, relative=e.relative, max_fraction=e.max_fraction,
                      at_once=e.at_once, eta_max=e.eta_max, num_matvecs=e.num_matvecs)
+
+def _published_rule(e):
+    "That of a public implementation; its threshold has units of its own"
+    require(not e.relative, 'relative', e.relative, "False for splitting_rule='published'",
+            'its threshold is -0.1 of its own S')
+    return PublishedRule(threshold=e.threshold, units=None if e.share else 1.,
+                         max_fraction=e.max_fraction, at_once=e.at_once or 150,
+                         num_matvecs=e.num_matvecs, eta_range=(1e-5, e.eta_max))
+
+def _rule_of(e):
+    "The splitting rule that an experiment describes"
+    return (_published_rule if e.splitting_rule == 'published' else _split_rule)(e)
 
 # %% ../nbs/support/settings.ipynb #5e770027
 @dataclass(frozen=True)
@@ -173,6 +214,7 @@ class _Splits(_Objective):
     at_once:int|None=None # and at most so many
     eta_max:float=0.1 # pixel units; the line search goes down to eta_max / 256
     num_matvecs:int=20 # Lanczos products per candidate (paper, C.1)
+    splitting_rule:str='ours' # 'ours', a `SplitRule`, or 'published', a `PublishedRule`
 
     def __post_init__(self):
         super().__post_init__()
@@ -181,6 +223,7 @@ class _Splits(_Objective):
         fits = self.splits == 0 or self.split_every is None or self.split_every < self.steps
         require(fits, 'split_every', self.split_every, f'smaller than steps={self.steps}',
                 'leave it out: events are then evenly spaced')
+        _check_words(self, 'splitting_rule')
         require(self.steps > self.splits, 'splits', self.splits,
                 f'smaller than steps={self.steps}', 'use fewer splits or more steps')
         _rule_of(self) # ValueError for what no rule can be made of
@@ -208,13 +251,15 @@ class Experiment(_Splits):
         return self.split_every or self.steps//(self.splits + 1)
 
     @property
-    def rule(self)->SplitRule:
+    def rule(self)->SplitRule|PublishedRule:
         "The splitting rule of this experiment"
         return _rule_of(self)
 
 # %% ../nbs/support/settings.ipynb #928d62aa
 # settings that came after results had been saved: left out where they change nothing
-_LATER = {'hold': None, 'mean': 'collection'}
+_LATER = {'hold': None, 'mean': 'collection', 'training_loss': None, 'bias': None,
+          'start_layers': None, 'surrogate': False, 'lam_signed': True, 'over_k': None,
+          'splitting_rule': 'ours'}
 
 # what stands in each registry of `CHOICES` as this package has it
 BUILT_IN:dict[str, dict] = {'optimizer': dict(OPTIMIZERS)}
@@ -263,6 +308,42 @@ OURS:dict[str, dict] = {
 # learning rates of published training, by attack
 _PUBLISHED_LR = {'ntk': 4e-5, 'kkt': .01, 'multiclass': .5}
 
+def _published_search(p):
+    "The settings that a preset holds"
+    return dict(
+        method=p.attack, training='descent', steps=p.steps, lr=p.lr,
+        lr_multipliers=p.lr_multipliers, cycles=0, start_scale=p.start_scale,
+        start_multipliers=p.multipliers, lam_min=p.lam_min, share=True,
+        splits=p.steps//20_000 - (p.steps % 20_000 == 0), split_every=20_000,
+        threshold=-.1, relative=False)
+
+def _published_kkt(p):
+    "Haim et al. 2022, Buzaglo et al. 2024"
+    return dict(
+        training_steps=1_000_000, training_lr=_PUBLISHED_LR[p.attack], optimizer='sgd',
+        sharpness=(p.sharpness, p.sharpness), box='unit', eta_max=.01, dtype='float64')
+
+def _published_loo(p):
+    "Loo et al. 2024"
+    return dict(
+        training_steps=1_000_000, training_lr=_PUBLISHED_LR['ntk'], optimizer='lazy-adam',
+        sharpness='loo', box='pixels', eta_max=.01, tangent='final', over_k='f')
+
+# %% ../nbs/support/settings.ipynb #9e5a0081
+def _published_splitting(p, faster=1):
+    "The paper's own NTK experiments; trained so many times faster, for as long a flow"
+    return _published_kkt(p) | dict(
+        width=1000, training_steps=200_000//faster, training_lr=.01*faster,
+        training_loss='logistic', bias='first', start_layers=(1e-3, 1e-3),
+        tangent='mean', surrogate=True, over_k='f', lam_signed=p.lam_signed,
+        splitting_rule='published', at_once=150, eta_max=.02)
+
+# what each preset adds to `_published_search`, where its attack does not say
+_PUBLISHED:dict[str, Callable[..., dict]] = {
+    'kkt': _published_kkt, 'multiclass': _published_kkt, 'ntk': _published_loo,
+    'splitting-ntk': _published_splitting,
+    'splitting-ntk-short': partial(_published_splitting, faster=10)}
+
 def published(
     name:str # see `presets.preset`
 )->dict: # settings of `Experiment`; ValueError for an unknown name, or another kind of attack
@@ -271,13 +352,4 @@ def published(
     require(p.attack in _PUBLISHED_LR, 'preset', repr(name),
             f'for one of {tuple(_PUBLISHED_LR)}; it is for {p.attack}',
             'use `DecayObjective` and `reconstruct` themselves')
-    ntk = p.attack == 'ntk'
-    return dict(
-        method=p.attack, training='descent', training_steps=1_000_000,
-        training_lr=_PUBLISHED_LR[p.attack],
-        steps=p.steps, lr=p.lr, lr_multipliers=p.lr_multipliers,
-        optimizer='lazy-adam' if ntk else 'sgd', cycles=0,
-        sharpness='loo' if ntk else (p.sharpness, p.sharpness), start_scale=p.start_scale,
-        start_multipliers=p.multipliers, lam_min=p.lam_min, box='pixels' if ntk else 'unit',
-        share=True, splits=p.steps//20_000 - (p.steps % 20_000 == 0), split_every=20_000,
-        threshold=-.1, relative=False, eta_max=.01)
+    return _published_search(p) | _PUBLISHED.get(name, _PUBLISHED[p.attack])(p)

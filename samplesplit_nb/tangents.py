@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CANCELS', 'TangentFeatures', 'tangent_features', 'weighted_sum', 'tangent_inner', 'gram', 'AlongAndGrad',
            'tangent_inner_grad', 'Tangent', 'moved', 'PerceptronTangent', 'ModuleTangent', 'softened', 'tangent_of',
-           'StackedTangent', 'ChunkedTangent', 'GramForm']
+           'StackedTangent', 'MeanTangent', 'ChunkedTangent', 'GramForm']
 
 # %% ../nbs/support/tangents.ipynb #a88ae635
 import copy, math
@@ -167,7 +167,8 @@ class Tangent:
         "Those, and the gradient in x of their sum weighted by the cotangents"
         raise NotImplementedError
     def gram(self,
-        a, b=None # each from `features`; b None: a
+        a, b=None, # each from `features`; b None: a
+        other:Any=None # the tangent that made b, of a network of the same shape; None: this
     )->Tensor: # (k_a, k_b)
         "The tangent kernel <f(x_i), f(x_j)> between two batches"
         raise NotImplementedError
@@ -216,7 +217,7 @@ class PerceptronTangent(Tangent):
         return _tangents(self.network, fs, vector)[-1]
     def along_and_grad(self, fs, vector:list)->AlongAndGrad:
         return _outputs_and_grad(self.network, self.activation, fs, vector)
-    def gram(self, a, b=None)->Tensor: return gram(self.network, a, b)
+    def gram(self, a, b=None, other=None)->Tensor: return gram(self.network, a, b)
     def to(self, device=None, dtype=None)->Self:
         other = super().to(device, dtype)
         other.weights = list(other.network.parameters()) # one copy, not two
@@ -275,14 +276,14 @@ class _ModuleMap(Tangent):
     def features(self, x:Tensor, cotangent:Tensor)->tuple: return x, cotangent
 
 # %% ../nbs/support/tangents.ipynb #1e87b232
-def _blocked_gram(rows, a, b, block):
-    "rows(*a) @ rows(*b).T, `block` rows of each at a time; b None: a"
-    b = a if b is None else b
+def _blocked_gram(rows, a, b, block, others=None):
+    "rows(*a) @ others(*b).T, `block` rows of each at a time; None: those of a, rows"
+    b, others = a if b is None else b, others or rows
     split = lambda fs: list(zip(*(z.split(block) for z in fs)))
     left = split(a)
-    right = left if b is a else split(b)
+    right = left if b is a and others is rows else split(b)
     return torch.cat([
-        torch.cat([own @ (own if other is one else rows(*other)).T for other in right], dim=1)
+        torch.cat([own @ (own if two is one else others(*two)).T for two in right], dim=1)
         for one in left for own in [rows(*one)]])
 
 # %% ../nbs/support/tangents.ipynb #0cea106e
@@ -305,8 +306,8 @@ class ModuleTangent(_ModuleMap):
         one = lambda x, c: vjp(lambda p: (self._call(p, x[None])[0]*c).sum(),
                                self.params)[1](x.new_ones(()))[0]
         return torch.cat([g.flatten(1) for g in vmap(one)(x, c).values()], dim=1)
-    def gram(self, a, b=None)->Tensor: # blocks of rows against blocks of rows
-        return _blocked_gram(self._rows, a, b, self.block)
+    def gram(self, a, b=None, other=None)->Tensor: # blocks of rows against blocks of rows
+        return _blocked_gram(self._rows, a, b, self.block, other and other._rows)
 
 # %% ../nbs/support/tangents.ipynb #a2a526bd
 def softened(
@@ -353,10 +354,10 @@ class StackedTangent(Tangent):
         self.tangents, self.d, self.outputs = tangents, tangents[0].d, tangents[0].outputs
         self.weights = [w for t in tangents for w in t.weights]
         self.activation = tangents[0].activation
-    def with_activation(self, activation)->'StackedTangent':
-        return StackedTangent([t.with_activation(activation) for t in self.tangents])
-    def to(self, device=None, dtype=None)->'StackedTangent':
-        return StackedTangent([t.to(device, dtype) for t in self.tangents])
+    def with_activation(self, activation)->Self:
+        return type(self)([t.with_activation(activation) for t in self.tangents])
+    def to(self, device=None, dtype=None)->Self:
+        return type(self)([t.to(device, dtype) for t in self.tangents])
     def logits(self, x:Tensor)->Tensor: return self.tangents[0].logits(x)
     def features(self, x:Tensor, cotangent:Tensor)->list:
         return [t.features(x, cotangent) for t in self.tangents]
@@ -370,9 +371,27 @@ class StackedTangent(Tangent):
     def along_and_grad(self, fs, vector:list)->AlongAndGrad:
         outs, grads = zip(*(t.along_and_grad(f, v) for t, f, v in self._pairs(fs, vector)))
         return AlongAndGrad(sum(outs), sum(grads))
-    def gram(self, a, b=None)->Tensor:
+    def gram(self, a, b=None, other=None)->Tensor:
         b = a if b is None else b
         return sum(t.gram(f, g) for t, f, g in zip(self.tangents, a, b))
+
+# %% ../nbs/support/tangents.ipynb #9e5a0031
+class MeanTangent(StackedTangent):
+    "f(x) = (f_1(x) + f_2(x) + ...)/m, for m tangents of networks of one shape"
+    def __init__(self,
+        tangents:list # of `Tangent`, at least one, all of one kind
+    ):
+        super().__init__(tangents)
+        self.weights = tangents[-1].weights
+    def _pairs(self, fs, vector):
+        return [(t, f, [v/len(fs) for v in vector]) for t, f in zip(self.tangents, fs)]
+    def weighted_sum(self, fs, lam:Tensor|None=None)->list:
+        sums = [t.weighted_sum(f, lam) for t, f in zip(self.tangents, fs)]
+        return [sum(parts)/len(sums) for parts in zip(*sums)]
+    def gram(self, a, b=None, other=None)->Tensor:
+        b, every = a if b is None else b, self.tangents
+        return sum(s.gram(f, g, t) for s, f in zip(every, a) for t, g in zip(every, b)
+                   )/len(every)**2
 
 # %% ../nbs/support/tangents.ipynb #5d2214fe
 class ChunkedTangent(Tangent):
@@ -408,10 +427,12 @@ class ChunkedTangent(Tangent):
     def along_and_grad(self, fs, vector:list)->AlongAndGrad:
         parts = [self.tangent.along_and_grad(self.tangent.features(*f), vector) for f in fs]
         return AlongAndGrad(*(torch.cat(z) for z in zip(*parts)))
-    def gram(self, a, b=None)->Tensor:
-        features, b = self.tangent.features, a if b is None else b
-        return torch.cat([torch.cat([self.tangent.gram(rows, features(*g)) for g in b], dim=1)
-                          for f in a for rows in [features(*f)]])
+    def gram(self, a, b=None, other=None)->Tensor:
+        own, b = self.tangent, a if b is None else b
+        features = (other or self).tangent.features
+        return torch.cat([torch.cat([own.gram(rows, features(*g), other and other.tangent)
+                                     for g in b], dim=1)
+                          for f in a for rows in [own.features(*f)]])
 
 # %% ../nbs/support/tangents.ipynb #669cd6ca
 def _sketched(T, rank):

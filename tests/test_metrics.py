@@ -315,3 +315,24 @@ def test_top_samples_refuse():
         top_samples([1.0], [1.0], L2, 2.0, 0)
     with pytest.raises(ValueError, match='after.shape'):
         top_samples([1.0, 2.0], [1.0], L2, 2.0, 1)
+
+
+@pytest.mark.parametrize('shape', [(28, 28), (32, 32, 3)])
+def test_gaussian_ssim_is_that_of_scikit_image_but_for_the_border(shape):
+    "Its Gaussian window is 11; we reflect around the border pixel as kornia, it around the edge"
+    rng = np.random.default_rng(4)
+    a = rng.random(shape)
+    b = 0.7 * a + 0.3 * rng.random(shape)
+    options = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True)
+    theirs = structural_similarity(
+        a, b, data_range=1.0, channel_axis=2 if len(shape) == 3 else None, **options
+    )[1]
+    wide = lambda z: np.pad(z, [(5, 5)] * 2 + [(0, 0)] * (z.ndim - 2), mode='reflect')
+    larger = structural_similarity(
+        wide(a), wide(b), data_range=1.0, channel_axis=2 if len(shape) == 3 else None, **options
+    )[1][5:-5, 5:-5]
+    ours = metrics.gaussian_ssim(a, b, 11)
+    assert abs(ours - larger.mean()) < 1e-12
+    assert abs(ours - theirs.mean()) > 1e-5  # control: the border counts
+    flat = metrics.gaussian_ssim(a, b, 3)
+    assert abs(ours - flat) > 1e-3

@@ -293,7 +293,10 @@ def test_presets_make_their_start(name):
     values = preset(name)
     x, lam = values.start(300, 50, seed=2)
     assert x.shape == (300, 50) and abs(x.std().item() / values.start_scale - 1) < 0.05
-    assert values.multipliers[0] <= lam.min() and lam.max() <= values.multipliers[1]
+    if values.multipliers == 'normal':
+        assert values.lam_min is None and lam.abs().max() > 2 and abs(lam.std() - 1) < 0.1
+    else:
+        assert values.multipliers[0] <= lam.min() and lam.max() <= values.multipliers[1]
     assert torch.equal(x, values.start(300, 50, seed=2)[0]) and not torch.equal(
         x, values.start(300, 50, seed=3)[0]
     )

@@ -143,6 +143,9 @@ def test_every_setting_but_the_device_changes_the_fingerprint():
         training='descent',
         training_steps=7,
         training_lr=0.5,
+        training_loss='mse',
+        bias='first',
+        start_layers=(0.1,),
         k=9,
         steps=99,
         optimizer='sgd',
@@ -155,24 +158,29 @@ def test_every_setting_but_the_device_changes_the_fingerprint():
         start_multipliers=(0.0, 1.0),
         sharpness='loo',
         tangent='both',
+        surrogate=True,
         box='unit',
         box_weight=2.0,
         lam_min=0.1,
+        lam_signed=False,
         share=True,
+        over_k='f',
         splits=2,
         split_every=7,
         threshold=-0.5,
-        relative=False,
+        relative=True,
         max_fraction=0.3,
         at_once=1,
         eta_max=0.2,
         num_matvecs=4,
+        splitting_rule='published',
         seed=5,
         device='cuda',
         dtype='float64',
         evaluations=5,
     )
-    base = Experiment(training='descent', training_steps=5)  # so that each alone is allowed
+    # so that each alone is allowed
+    base = Experiment(training='descent', training_steps=5, lr_multipliers=0.2, relative=False)
     assert set(other) == {f for f in Experiment.__dataclass_fields__}
     own = fingerprint(base)
     for name, value in other.items():

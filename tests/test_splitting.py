@@ -718,6 +718,41 @@ class _Reads:
         return f
 
 
+@pytest.mark.parametrize('dtype, tol', [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+@pytest.mark.parametrize('size', [1.0, 1e-7])
+def test_lazy_adam_against_a_loop_over_entries(dtype, tol, size):
+    """Number by number, in Python: each entry has its own count and moments, epsilon stands beside the
+    corrected root. At gradients of 1e-7 the place of epsilon decides, and half of all gradients are zero"""
+    g = torch.Generator().manual_seed(3)
+    grads = size * torch.randn(60, 4, 3, generator=g, dtype=torch.float64)
+    grads[torch.rand(60, 4, 3, generator=g) < 0.5] = 0
+    grads = grads.to(dtype)
+    p = torch.zeros(4, 3, dtype=dtype, requires_grad=True)
+    optimiser = LazyAdam([p])
+    for grad in grads:
+        p.grad = grad
+        optimiser.step()
+
+    def alone(gradients, eps=1e-8, at_every_step=False, corrected=True):
+        place, m, v, n = 0.0, 0.0, 0.0, 0
+        for step, grad in enumerate(gradients, 1):
+            if grad == 0:
+                continue
+            n = step if at_every_step else n + 1
+            m, v = 0.9 * m + 0.1 * grad, 0.999 * v + 0.001 * grad**2
+            fade = 1 - 0.999**n
+            root = (v / fade) ** 0.5 + eps if corrected else (v**0.5 + eps) / fade**0.5
+            place -= 0.02 * (m / (1 - 0.9**n)) / root
+        return place
+
+    columns = grads.double().flatten(1).T.tolist()
+    loop = lambda **how: torch.tensor([alone(c, **how) for c in columns], dtype=torch.float64)
+    assert_close(p.detach().flatten().double(), loop(), rtol=tol, atol=tol)
+    one_count = (loop() - loop(at_every_step=True)).abs().max()
+    other_place = (loop() - loop(corrected=False)).abs().max()
+    assert one_count > 0.01 and (other_place > 0.01 if size < 1 else other_place < 1e-4)  # controls
+
+
 @pytest.mark.parametrize('lr_multipliers', [None, 1e-4])
 @pytest.mark.parametrize('make', [torch.optim.SGD, LazyAdam])
 def test_nothing_is_read_back_between_reports(monkeypatch, lr_multipliers, make):

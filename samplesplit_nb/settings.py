@@ -311,6 +311,7 @@ _PUBLISHED_LR = {'ntk': 4e-5, 'kkt': .01, 'multiclass': .5}
 def _published_search(p):
     "The settings that a preset holds"
     return dict(
+        mean='training',
         method=p.attack, training='descent', steps=p.steps, lr=p.lr,
         lr_multipliers=p.lr_multipliers, cycles=0, start_scale=p.start_scale,
         start_multipliers=p.multipliers, lam_min=p.lam_min, share=True,

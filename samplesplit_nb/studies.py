@@ -238,11 +238,21 @@ def _figure11(scale):
 # %% ../nbs/support/studies.ipynb #57d1e5a1
 @register('drawn', SCALES[:3])
 def _drawn(scale):
-    "the paper's figures, each seed on images of its own, less their own mean"
-    of_paper = [name for name in STUDIES if name.startswith('figure')]
+    "figures 1 and 11 to 14, each seed on images of its own, less their own mean"
+    of_paper = 'figure01', 'figure11'
     cases = {f'{name}-{label}': replace(e, mean='training') for name in of_paper
              for label, e in STUDIES[name](scale).experiments.items()}
     return Study('drawn', scale, cases, SEEDS[scale], draw=True)
+
+# %% ../nbs/support/studies.ipynb #57d1e5a4
+@register('published', ('smoke', 'small'))
+def _published(scale):
+    "the paper's NTK setting as it was run, MNIST, with the published rule, shortened"
+    e = Experiment(**published('splitting-ntk-short') | dict(
+        data='mnist', n=100, k=200, steps=3000, split_every=1000, splits=2, dtype='float32',
+        evaluations=30))
+    if scale == 'smoke': e = replace(e, **FACES[scale], split_every=20, training_steps=50)
+    return Study('published', scale, {'mnist': e}, seeds=(0,))
 
 # %% ../nbs/support/studies.ipynb #7485568b
 @register('controls', SCALES[:2])

@@ -376,6 +376,21 @@ def test_saved_results_are_whole_and_of_these_settings(name):
                     assert record.steps(name) == record.config['steps'] == record.curve(name).step[-1]
 
 
+def test_settings_that_came_later_leave_saved_fingerprints_alone():
+    "Every saved record, at any scale: its settings still make an experiment of that fingerprint"
+    count = 0
+    for path in RESULTS.glob('*/*/*.json'):
+        saved = json.loads(path.read_text(encoding='utf-8'))
+        if 'config' not in saved or 'fingerprint' not in saved:
+            continue
+        own = {name: tuple(v) if isinstance(v, list) else v for name, v in saved['config'].items()}
+        if not set(own) <= set(Experiment.__dataclass_fields__):
+            continue  # a study with settings of its own
+        assert fingerprint(Experiment(**own)) == saved['fingerprint'], path
+        count += 1
+    assert count > 100
+
+
 def test_the_saved_controls_say_what_the_readme_says():
     "In the median of five seeds mean L2 falls by at least 40 %, and at least 17 of 20 samples improve"
     study = get_study('controls', 'small')

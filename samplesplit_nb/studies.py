@@ -312,7 +312,7 @@ _DESCENT:dict[str, Any] = dict(training='descent', training_steps=20_000, traini
 _SETTINGS:dict[str, dict] = {
     'ours': {},
     'published': dict(optimizer='lazy-adam', cycles=0, sharpness=(11., 200.), threshold=-.1,
-                      relative=False, eta_max=.01, **_LEARNED),
+                      relative=False, eta_max=.02, splitting_rule='published', **_LEARNED),
     'learned-multipliers': _LEARNED, 'constant-rate': dict(cycles=0),
     'torch-adam': dict(optimizer='torch-adam'), 'soft-start': dict(sharpness=(11., 200.)),
     'sharp': dict(sharpness=(200., 200.)), 'threshold-0.0001': dict(threshold=-1e-4),

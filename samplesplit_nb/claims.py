@@ -75,7 +75,9 @@ def _progress(record, run, start, end): # (n,)
                    for at in (start, end))
     return record.score.improvement(seen.scores[first], seen.scores[last])
 
-def turns(record:Record, up:str='split', down:str='plain')->Tensor: # (n,)
+def turns(record:Record,
+    up:str='split', down:str='plain' # names of two runs
+)->Tensor: # (n,)
     "1 for each sample that after the first event gets better in one run, worse in the other"
     events, end = record.split_steps(), record.steps('split')
     if not events: return torch.zeros(record.n, dtype=torch.float64)
@@ -255,10 +257,10 @@ _enter(PaperFigure(14, 'the gain is robust over k', 'paths', _POINT_SIX + _BOTH,
 
 # %% ../nbs/support/claims.ipynb #70e7b8e6
 class OverSeeds(NamedTuple):
-    "A mean over seeds"
-    mean:float
+    "What all seeds say together"
+    mean:float # of the means of the seeds
     low:float|None # Student's 95 % interval; None for one seed
-    high:float|None
+    high:float|None # its other end
     each:tuple # the number of every seed that has one
 
 def over_seeds(

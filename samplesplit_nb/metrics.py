@@ -381,8 +381,8 @@ def paired(
 # %% ../nbs/support/metrics.ipynb #5a7e0001
 class Interval(NamedTuple):
     "The two ends of an interval"
-    low:float
-    high:float
+    low:float # in the units of its numbers
+    high:float # as `low`
 
 def t_interval(
     means:Any, # (seeds,) finite numbers, one per seed
@@ -451,7 +451,7 @@ def simulated_gains(
     studies:int=1000,
     seed:int=0
 )->np.ndarray: # (studies, seeds, n); the true mean is 0
-    "Gains of studies that were never run, to try an interval on"
+    "Gains of studies that were never run, to try an interval on; ValueError for none"
     require(min(seeds, n, studies) >= 1, 'seeds, n, studies', (seeds, n, studies),
             'at least 1', 'use 3 seeds')
     rng, shape = np.random.default_rng(seed), (studies, seeds, 1)
@@ -460,7 +460,7 @@ def simulated_gains(
 
 class Coverage(NamedTuple):
     "How often an interval held the truth"
-    share:float
+    share:float # of all studies, from 0 to 1
     error:float # standard error of the share, for so many studies are finite
 
 def coverage(

@@ -461,8 +461,8 @@ def findings_table(*scales:list)->Table: # `scales` are the findings at each
 class Former(NamedTuple):
     "How a claim was judged before; None: as now"
     why:str # what changed
-    measure:Callable|None=None
-    beyond:float|None=None
+    measure:Callable|None=None # of a record, one number for each sample
+    beyond:float|None=None # the value that the mean had to pass
     panels:tuple|None=None # experiments that counted; None: all of now
 
 # by the words of the claim

@@ -334,6 +334,14 @@ def _settings(scale):
     cases = {name: case(changes) for name, changes in _SETTINGS.items()}
     return Study('settings', scale, cases, _THREE[scale])
 
+# %% ../nbs/support/studies.ipynb #57d1e5c1
+@register('published-rule', SCALES[:2])
+def _published_rule(scale):
+    "NTK attack, MNIST, k = 2n, published settings and rule, with controls"
+    return Study('published-rule', scale, {'mnist': _settings(scale).experiments['published']},
+                 SEEDS[scale], runs=('plain', 'split', 'random direction', 'random both',
+                                     'plain, final k at start'))
+
 # %% ../nbs/support/studies.ipynb #57d1e52e
 # what makes the published form, beside its rates
 _FORM = ('optimizer', 'cycles', 'start_multipliers', 'box', 'share', 'lr_multipliers',

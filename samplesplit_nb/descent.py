@@ -371,9 +371,15 @@ class _Recorded(_Timed):
 # %% ../nbs/support/descent.ipynb #de5c0056
 class _Reporting(_Recorded):
     "And how a report is made"
+    def descend(self)->None: # ReconstructionError where no multipliers can be found any more
+        "One gradient step of Phase I"
+        try: super().descend()
+        except torch.linalg.LinAlgError as e: raise _lost(self, math.nan) from e
+
     def evaluate(self)->float: # ReconstructionError if anything is not finite
         "The objective here, with its gradients"
-        loss = self.candidates.evaluate(self.objective, self.sharpness()).item()
+        try: loss = self.candidates.evaluate(self.objective, self.sharpness()).item()
+        except torch.linalg.LinAlgError: loss = math.nan
         finite = math.isfinite(loss) and bool(torch.isfinite(self.candidates.x).all())
         if not finite: raise _lost(self, loss)
         return loss

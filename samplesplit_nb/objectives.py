@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Self
 import scipy.optimize
 import torch
 from torch import Tensor, nn
-from samplesplit_nb.checks import (pick_place, require, require_candidates, require_finite,
-    require_number)
+from .checks import (pick_place, require, require_candidates, require_count,
+    require_finite, require_number, require_tensor)
 from .networks import MLP, SmoothReLU, SurrogateReLU
 from .penalties import Penalties, ValueAndGrad
 from .tangents import ChunkedTangent, GramForm, ModuleTangent, moved
@@ -169,12 +169,23 @@ class MapObjective(ReconstructionObjective):
         target:Tensor, # (P,)
         d:int,
         box=None, box_weight:float=0.1):
+        "ValueError for a target that is no vector, and for what is no function"
+        require(callable(f), 'f', repr(f), 'a function of x (k, d)', 'write lambda x: ...')
+        require_tensor('target', target)
+        require(target.ndim == 1, 'target.shape', tuple(target.shape), '(P,)', 'flatten it')
+        require_count('d', d, 1, 'count the numbers in a sample')
         super().__init__([target], d, box, box_weight)
         self.f = f
-    def weighted_sum(self, x:Tensor, lam:Tensor)->list: return [lam @ self.f(x)]
-    def inner(self, vector:list, x:Tensor)->Tensor: return self.f(x) @ vector[0]
+    def _values(self, x):
+        found, wanted = self.f(x), (len(x), len(self.target[0]))
+        shape = tuple(found.shape) if torch.is_tensor(found) else type(found).__name__
+        require(shape == wanted, 'f(x).shape', shape, f'{wanted}',
+                'give a row for each candidate, a column for each number of the target')
+        return found
+    def weighted_sum(self, x:Tensor, lam:Tensor)->list: return [lam @ self._values(x)]
+    def inner(self, vector:list, x:Tensor)->Tensor: return self._values(x) @ vector[0]
     def multipliers(self, x:Tensor)->Tensor:
-        F = self.f(x).detach()
+        F = self._values(x).detach()
         return least_squares_multipliers(F @ F.T, F @ self.target[0])
 
 # %% ../nbs/01_objectives.ipynb #28f3e6e5

@@ -120,7 +120,7 @@ def _out_of_memory(e):
     return isinstance(e, MemoryError) or type(e).__name__ == 'OutOfMemoryError' or (
         isinstance(e, RuntimeError)
         and any(words in str(e) for words in ('allocate memory', 'not enough memory',
-                                              'Storage size calculation overflowed')))
+                                              'Storage size calculation overflowed', 'SymInt')))
 
 def _memory_remedy(command, options):
     "What to try with less"

@@ -119,8 +119,8 @@ def _spelled(message:str, options)->str: # one line
 def _out_of_memory(e):
     return isinstance(e, MemoryError) or type(e).__name__ == 'OutOfMemoryError' or (
         isinstance(e, RuntimeError)
-        and any(words in str(e) for words in ('allocate memory', 'not enough memory',
-                                              'Storage size calculation overflowed', 'SymInt')))
+        and any(words in str(e) for words in (
+            'allocate memory', 'not enough memory', 'size calculation overflowed', 'SymInt')))
 
 def _memory_remedy(command, options):
     "What to try with less"

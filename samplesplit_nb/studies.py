@@ -254,6 +254,15 @@ def _published(scale):
     if scale == 'smoke': e = replace(e, **FACES[scale], split_every=20, training_steps=50)
     return Study('published', scale, {'mnist': e}, seeds=(0,))
 
+# %% ../nbs/support/studies.ipynb #57d1e5d1
+@register('published-kkt', SCALES[:2])
+def _published_kkt(scale):
+    "binary KKT attack, MNIST and CIFAR-10, k = 2n, split by the published rule (figure 5)"
+    rule = dict(splitting_rule='published', threshold=-.1, relative=False, eta_max=.02)
+    cases = {label: replace(e, **rule)
+             for label, e in STUDIES['figure05'](scale).experiments.items()}
+    return Study('published-kkt', scale, cases, SEEDS[scale])
+
 # %% ../nbs/support/studies.ipynb #7485568b
 @register('controls', SCALES[:2])
 def _controls(scale):

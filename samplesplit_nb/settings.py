@@ -194,7 +194,7 @@ def _published_rule(e):
     "That of a public implementation; its threshold has units of its own"
     require(not e.relative, 'relative', e.relative, "False for splitting_rule='published'",
             'its threshold is -0.1 of its own S')
-    # its S is k times ours whether f has the 1/k (`share`) or the multipliers are so much smaller
+    # its S is k times ours, whether f has the 1/k (`share`) or the multipliers do
     return PublishedRule(threshold=e.threshold, max_fraction=e.max_fraction,
                          at_once=e.at_once or 150, num_matvecs=e.num_matvecs,
                          eta_range=(1e-5, e.eta_max))

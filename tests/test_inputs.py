@@ -111,7 +111,7 @@ def test_a_setting_is_right_or_refused_in_one_line(settings):
     replace(settings, **defaults)  # control: what is right is not refused
 
 
-@pytest.mark.parametrize('wrong', WRONG, ids=repr)
+@pytest.mark.parametrize('wrong', WRONG, ids=lambda v: type(v).__name__)
 def test_schedules_and_optimisers_refuse_the_same(wrong):
     p = torch.zeros(2, requires_grad=True)
     for make in (

@@ -101,6 +101,5 @@ def writable_folder(
     except (FileNotFoundError, NotADirectoryError, PermissionError) as e: why = e.strerror
     else: why = None
     require(why is None, name, path, f'a folder that can be made ({why})', remedy)
-    require(os.access(path, os.W_OK), name, path, 'a folder you may write to',
-            f'choose another `{name}`')
+    require(os.access(path, os.W_OK), name, path, 'a folder you may write to', remedy)
     return path

@@ -29,7 +29,7 @@ from .experiments import save_result
 from .figures import WORDS, candidates_figure, matches_figure
 from .inversion import Inversion, invert_gradient
 from .metrics import score_candidates, score_table
-from .networks import MLP, Polynomial, SmoothReLU, SurrogateReLU
+from .networks import MLP, Polynomial, is_relu
 from .objectives import ReconstructionObjective
 from samplesplit_nb.options import (METHODS, CertifyOptions, DemoOptions, EvaluateOptions,
     FigureOptions, InvertOptions, ReconstructOptions, StudyOptions, TrainOptions,
@@ -314,9 +314,8 @@ def _save_attack(o, out, ready, found, say):
 # %% ../nbs/support/commands.ipynb #c033002f
 def _descent(ready):
     "Phase I; a network without ReLU is smooth as it is, so no schedule softens it"
-    descent, activation = make_descent(ready.experiment, ready.experiment.k), getattr(
-        ready.objective, 'activation', None)
-    soft = isinstance(activation, (SmoothReLU, SurrogateReLU))
+    descent = make_descent(ready.experiment, ready.experiment.k)
+    soft = is_relu(getattr(ready.objective, 'activation', None))
     return descent if soft else replace(descent, sharpen=None)
 
 def _descend(o, out, ready, say):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from .checks import (pick_place, require, require_candidates, require_count,
     require_finite, require_number, require_tensor)
-from .networks import MLP, SmoothReLU, SurrogateReLU
+from .networks import MLP, SmoothReLU, SurrogateReLU, is_relu
 from .penalties import Penalties, ValueAndGrad
 from .tangents import ChunkedTangent, GramForm, ModuleTangent, moved
 from .tangents import (
@@ -208,8 +208,8 @@ class _NetworkMap(ReconstructionObjective):
         return (k, self.tangent.outputs) if self.vector else (k,)
     def smoothed(self, sharpness:float|None)->Self:
         "The same at another sharpness; shares all tensors; ValueError without ReLU"
-        require(isinstance(self.activation, (SmoothReLU, SurrogateReLU)), 'sharpness',
-                sharpness, 'left out for a network without ReLU', 'it is smooth as it is')
+        require(is_relu(self.activation), 'sharpness', sharpness,
+                'left out for a network without ReLU', 'it is smooth as it is')
         other = copy.copy(self)
         other.tangent = self.tangent.with_activation(softened(self.soft, sharpness))
         return other

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from .checks import (
-    is_number, require, require_count, require_flag, require_number)
+    is_pair, require, require_count, require_flag, require_number)
 from .descent import Descent, History, Reconstruction, Running, count_of
 from .objectives import ReconstructionObjective
 from .optimisers import geometric, hold_then_decay
@@ -36,8 +36,7 @@ def strength(
 # %% ../nbs/beyond/peeling.ipynb #9ee10014
 def _check_range(pair):
     "ValueError unless these are two positive numbers"
-    good = isinstance(pair, (tuple, list)) and len(pair) == 2 and all(map(is_number, pair))
-    require(good and min(pair) > 0, 'sharpness_range', repr(pair),
+    require(is_pair(pair) and min(pair) > 0, 'sharpness_range', repr(pair),
             'two positive numbers', 'use (50., 200.) in a search, (200., 2000.) to sharpen')
 
 # %% ../nbs/beyond/peeling.ipynb #9ee10040

@@ -74,9 +74,8 @@ def _damage(data):
     if not wrong and not data['baselines']: return 'baselines is empty'
     for name, guesses in {} if wrong else data['baselines'].items():
         of_each = guesses if isinstance(guesses, dict) else {}
-        wrong = wrong or _short({name: of_each.get('nearest_other')}, n, 'baselines') or next(
-            filter(None, (_short({name: values}, n, f'baselines/{guess}')
-                          for guess, values in of_each.items())), '')
+        for guess in ('nearest_other', *of_each):
+            wrong = wrong or _short({name: of_each.get(guess)}, n, f'baselines/{guess}')
     return wrong
 
 # %% ../nbs/support/records.ipynb #4ec0a010

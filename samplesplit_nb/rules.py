@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 from .checks import (
-    is_count, is_number, require, require_count, require_flag, require_number)
+    is_count, is_pair, require, require_count, require_flag, require_number)
 from .splitting import (
     Event, Proposal, SplitLine, SplitRule, _randn_like, _why_none, min_curvature)
 
@@ -23,7 +23,7 @@ def _check_published(rule):
     require_number('max_fraction', rule.max_fraction, 'in (0, 1]', 'published is 0.5')
     for name, published in dict(at_once=150, large=1000, num_matvecs=20).items():
         require_count(name, getattr(rule, name), 1, f'published is {published}')
-    pair = lambda v: isinstance(v, tuple) and len(v) == 2 and all(map(is_number, v))
+    pair = lambda v: isinstance(v, tuple) and is_pair(v)
     require(pair(rule.few) and all(0 <= v <= 1 for v in rule.few), 'few', rule.few,
             'two numbers in [0, 1]', 'published is (0.3, 0.1)')
     require(pair(rule.eta_range) and 0 < rule.eta_range[0] < rule.eta_range[1], 'eta_range',

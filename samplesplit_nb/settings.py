@@ -13,7 +13,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Any
 from .checks import (
-    is_number, require, require_count, require_flag, require_number, require_seed)
+    is_number, is_pair, require, require_count, require_flag, require_number, require_seed)
 from .optimisers import OPTIMIZERS
 from .presets import preset
 from .rules import PublishedRule
@@ -41,8 +41,7 @@ def _check_positive(e, *names):
 def _check_pair(e, name, above=float('-inf')):
     "ValueError unless it is two finite numbers, both above a bound"
     value = getattr(e, name)
-    good = isinstance(value, (tuple, list)) and len(value) == 2 and all(map(is_number, value))
-    require(good and min(value) > above, name, repr(value),
+    require(is_pair(value) and min(value) > above, name, repr(value),
             'two numbers' if above < 0 else 'two positive numbers',
             f'for example {type(e).__dataclass_fields__[name].default}')
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
 from .checks import pick_place, require, require_count, require_finite
-from .networks import MLP, SmoothReLU, SurrogateReLU
+from .networks import MLP, SmoothReLU, SurrogateReLU, is_relu
 
 # %% ../nbs/support/tangents.ipynb #b653f5c5
 def _forward(layers, activation, x):
@@ -103,7 +103,7 @@ def gram(network:MLP, a:TangentFeatures, b:TangentFeatures|None=None)->Tensor: #
 # %% ../nbs/support/tangents.ipynb #3d1af2d1
 def _slope_rate(activation, z, slope):
     "sigma''(z), from the slope for a softened ReLU; by autograd for any other activation"
-    if isinstance(activation, (SmoothReLU, SurrogateReLU)):
+    if is_relu(activation):
         return (torch.zeros_like(slope) if activation.sharpness is None
                 else slope*(1 - slope)*activation.sharpness)
     return jvp(activation.slope, (z,), (torch.ones_like(z),))[1]
@@ -338,8 +338,7 @@ def tangent_of(
     "The tangent map of a network, its ReLU softened"
     _check_network(name, model)
     if isinstance(model, MLP):
-        relu = isinstance(model.activation, (SmoothReLU, SurrogateReLU))
-        return PerceptronTangent(model, activation if relu else None)
+        return PerceptronTangent(model, activation if is_relu(model.activation) else None)
     require(shape is not None, 'shape', shape,
             'the shape of one input for a model that is no MLP',
             'for example shape=(1, 28, 28)')

@@ -218,6 +218,11 @@ def _keeper(checkpoint, *what): # see `_identity`
     "The `Keeper` of a training; without a checkpoint no checksum is needed"
     return Keeper(checkpoint, {} if checkpoint is None else _identity(*what))
 
+def _resumed(keeper, run, kind, init):
+    "The result that a checkpoint holds; None: the run is put where it was left, if it was"
+    return keeper.restore(lambda saved: _from_record(kind, saved, init)
+                          if 'result' in saved else run.restore(saved))
+
 # %% ../nbs/support/training.ipynb #fe1280d9
 @dataclass(frozen=True)
 class KKTTraining:
@@ -360,8 +365,7 @@ def train_kkt(
     X, y = checked_samples(model, X, y)
     keeper = _keeper(checkpoint, 'train_kkt', init, X, y, settings)
     run = KKTUnderWay(model)
-    done = keeper.restore(lambda saved: _from_record(KKTTraining, saved, init)
-                          if 'result' in saved else run.restore(saved))
+    done = _resumed(keeper, run, KKTTraining, init)
     if done is not None: return done
     with progress_bar(progress, max_steps, 'train_kkt') as bar:
         _to_kkt(run, X, y, keeper, bar, **settings)
@@ -484,8 +488,7 @@ def train_gd(
     keeper = _keeper(checkpoint, 'train_gd', init, X, y, dict(settings, stop_loss=stop_loss))
     run = GDUnderWay(model, torch.optim.SGD(model.parameters(), lr, momentum,
                                             weight_decay=weight_decay))
-    done = keeper.restore(lambda saved: _from_record(GDTraining, saved, init)
-                          if 'result' in saved else run.restore(saved))
+    done = _resumed(keeper, run, GDTraining, init)
     if done is not None: return done
     with progress_bar(progress, steps, 'train_gd') as bar:
         value = _descend(run, X, y, loss, steps, stop_loss, keeper, bar)

@@ -257,9 +257,10 @@ class Experiment(_Splits):
 
 # %% ../nbs/support/settings.ipynb #928d62aa
 # settings that came after results had been saved: left out where they change nothing
-_LATER = {'hold': None, 'mean': 'collection', 'training_loss': None, 'bias': None,
-          'start_layers': None, 'surrogate': False, 'lam_signed': True, 'over_k': None,
-          'splitting_rule': 'ours'}
+_LATER:dict[str, Any] = {
+    'hold': None, 'mean': 'collection', 'training_loss': None, 'bias': None,
+    'start_layers': None, 'surrogate': False, 'lam_signed': True, 'over_k': None,
+    'splitting_rule': 'ours'}
 
 # what stands in each registry of `CHOICES` as this package has it
 BUILT_IN:dict[str, dict] = {'optimizer': dict(OPTIMIZERS)}

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from os.path import commonprefix
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
@@ -216,7 +217,8 @@ def _refuse_others(weights):
                 if w.ndim == 2 and _split_name(name)[1] in of}
     other = [name for name, w in weights.items() if of.get(_split_name(name)[1]) != w.ndim
              or _split_name(name)[0] not in matrices or 'lora_' in name]
-    require(bool(weights and not other), 'weights', f'<{", ".join(map(shown, other[:3])) or "none"}>',
+    require(bool(weights and not other), 'weights',
+            f'<{", ".join(map(shown, other[:3])) or "none"}>',
             'named like layers.0.weight (a matrix) and layers.0.bias (one number per row)',
             f'rename them, or {_OWN}')
 
@@ -338,19 +340,17 @@ def _in_order(layers, kept):
 # %% ../nbs/support/networks.ipynb #5e0a0018
 _COPY = re.compile(r'(^|[._])(ema|swa|teacher|target|averaged?|shadow)([._]|$)')
 
-def _refuse_copies(layers):
-    "ValueError for two networks, in names that begin differently and go on alike"
-    within:dict = {}
-    for of in layers:
-        first, _, rest = of.name.partition('.')
-        within.setdefault(_numbered(first)[0], set()).add((rest, tuple(of.W.shape)))
-    several = [first for first, rests in within.items() if len(rests) > 1
-               and list(within.values()).count(rests) > 1]
+def _refuse_several(layers):
+    "ValueError for two networks or parts with several layers each, and for averages beside"
+    words = [of.name.split('.') for of in layers]
+    same = len(commonprefix([name[:-1] for name in words]))
+    within = Counter(_numbered(name[same])[0] for name in words if len(name) > same + 1)
+    several = [start for start, n in within.items() if n > 1]
     copies = [of.name for of in layers if _COPY.search(of.name)]
-    if 0 < len(copies) < len(layers): several += copies
-    require(not several, 'weights',
-            f'<{", ".join(map(shown, several[:2]))}: several networks>',
-            'of one network', f'save one of them alone, or {_OWN}')
+    if not 0 < len(copies) < len(layers): copies = []
+    require(len(several) < 2 and not copies, 'weights',
+            f'<{", ".join(map(shown, copies[:1] or several[:2]))}: several networks or parts>',
+            'of one perceptron', f'save one of them alone, or {_OWN}')
 
 # %% ../nbs/support/networks.ipynb #5e0a0024
 def _widest(layers):
@@ -387,7 +387,7 @@ def mlp_from_weights(
     ValueError unless they are dense layers that fit in one certain order."""
     _refuse_others(weights)
     layers = _turned(_layers_of(weights))
-    _refuse_copies(layers)
+    _refuse_several(layers)
     dtype = _widest(layers)
     _check_bias(layers)
     layers = _in_order(layers, _is_kept(list(weights)))

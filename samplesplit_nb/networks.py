@@ -212,6 +212,8 @@ def _refuse_others(weights):
     deep = [f'{shown(name)} {tuple(w.shape)}' for name, w in weights.items() if w.ndim > 2]
     require(not deep, 'weights', f'<{", ".join(deep[:3])}>',
             "those of dense layers; a convolution's have more than two dimensions", _OWN)
+    require(len(weights) <= 4000, 'weights', f'<{len(weights):,} names>',
+            'those of a perceptron with fewer layers', _OWN)
     of = {'weight': 2, 'kernel': 2, 'bias': 1}
     matrices = {_split_name(name)[0] for name, w in weights.items()
                 if w.ndim == 2 and _split_name(name)[1] in of}

@@ -8,6 +8,7 @@ __all__ = ['PICTURES', 'load_network', 'InputShape', 'input_shape', 'Pictures', 
 
 # %% ../nbs/support/weights.ipynb #5afe0003
 import importlib, math, os, sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from .checkpoints import (check_tensors, file_size, load_weights,
-    read_checkpoint, refuse_file, save_weights, unwrapped)
+    read_checkpoint, refuse_several, save_weights, unwrapped)
 from .checks import require, shown
 from .networks import MLP, mlp_from_weights
 
@@ -121,7 +122,8 @@ def _joined(tables):
 
 def _nearest(own, entries):
     "What does not fit, where names that begin alike are read as the module's: least of it"
-    starts = {name.partition('.')[0] + '.' for name in list(entries)[:1000]}
+    starts = [f'{word}.' for word, _ in Counter(
+        name.partition('.')[0] for name in entries).most_common(8)]
     ways = [_paired(own, entries)] + [
         {name.removeprefix(start): v for name, v in entries.items()} for start in starts]
     return min((_misfits(own, _completed(own, way)) for way in ways), key=len)
@@ -134,9 +136,7 @@ def _chosen(model, tables, path):
     for place, way in ways.items():
         if not _misfits(own, way): fitting.setdefault(frozenset(map(id, way.values())), place)
     if len(fitting) > 1:
-        places = [shown(place or 'top level', 40) for place in fitting.values()]
-        refuse_file(path, f'several fit the module: {", ".join(places[:4])}', 'save the one '
-                    f'that you mean alone: torch.save(torch.load(path)["{places[0]}"], new)')
+        refuse_several(path, 'several fit the module', list(fitting.values()))
     wrong = [] if fitting else min((_nearest(own, of) for of in tables.values()), key=len)
     require(bool(fitting), 'weights', f'<{shown(path, 200)}: {"; ".join(wrong[:3])}>',
             'the state dict of that very module', 'check `module` and the file')
@@ -160,6 +160,9 @@ def _changed(model, weights):
 def _filled(model, tables, path):
     "The module with the weights that fit; ValueError unless they fit exactly"
     weights, own = _chosen(model, tables, path), model.state_dict()
+    hollow = [name for name, v in own.items() if torch.is_tensor(v) and v.is_meta]
+    require(not hollow, 'module', shown(type(model).__name__), 'one with its weights in memory',
+            f'do not make {shown("".join(hollow[:1]))} on the device meta')
     tensors = {name: v for name, v in weights.items() if not name.endswith('_extra_state')}
     check_tensors(path, tensors, file_size(path), finite=False)
     check_tensors(path, {name: v for name, v in tensors.items() # a mask may hold -inf
@@ -170,7 +173,7 @@ def _filled(model, tables, path):
     require(not changed, 'module', shown(type(model).__name__),
             f'one that takes the weights of {shown(path, 200)} as they are',
             f'it says {shown(why, 160)}' if why else
-            f'{shown("".join(changed[:1]))} is another after loading: tied or changed there')
+            f'{shown("".join(changed[:1]))} is another after loading, tied or changed')
     return model.eval()
 
 # %% ../nbs/support/weights.ipynb #5afe0025

@@ -5,7 +5,7 @@
 the line that names what does not fit.
 """
 
-import json, os, pickle, re, resource, socket, subprocess, sys, zipfile
+import json, os, pickle, re, resource, signal, socket, subprocess, sys, zipfile
 from collections import OrderedDict
 from pathlib import Path
 import numpy as np
@@ -15,6 +15,7 @@ from torch import nn
 from samplesplit_nb.networks import MLP, mlp_from_weights
 from samplesplit_nb.weights import describe, load_network, load_weights, save_weights
 
+pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::UserWarning')
 SAME = 'loads as the same function'
 D = 6  # numbers in one input
 
@@ -393,7 +394,7 @@ CASES = {
         Tied,
         SAME,
     ),
-    'a compiled module': (whole_state(dict), lambda: torch.compile(MLP3()), SAME),
+    'a compiled module': (whole_state(dict), lambda: torch.compile(MLP3(), backend='eager'), SAME),
     'Lightning': (lambda d: (pt(d, lightning(n := MLP3()), 'w.ckpt'), n), OWN, SAME),
     'Lightning without a module': (lambda d: (pt(d, lightning(n := MLP3()), 'w.ckpt'), n), None, SAME),
     'Lightning with a compiled network': (
@@ -716,6 +717,17 @@ CASES = {
         'no tensors',
     ),
     'a module that refuses': (whole_state(dict), lambda: refusing(), 'RuntimeError: not these'),
+    'a module without memory': (whole_state(dict), lambda: MLP3().to('meta'), 'on the device meta'),
+    '5,000 layers': (
+        only(lambda d: pt(d, {f'{i}.weight': torch.ones(1, 1) for i in range(5_000)})),
+        None,
+        '5,000 names',
+    ),
+    '5,000 layers, with a module': (
+        only(lambda d: pt(d, {f'{i}.weight': torch.ones(1, 1) for i in range(5_000)})),
+        OWN,
+        '0.bias missing',
+    ),
     # no state dict
     'the whole module': (
         only(lambda d: pt(d, MLP3())),
@@ -743,6 +755,8 @@ CASES = {
     'HDF5': (only(raw, b'\x89HDF\r\n\x1a\n' + bytes(99), 'w.h5'), OWN, 'an HDF5 file'),
     'GGUF': (only(raw, b'GGUF\x03' + bytes(99), 'w.gguf'), OWN, 'a GGUF file'),
     'MessagePack': (only(raw, b'\x81\xa6params\x80', 'w.msgpack'), OWN, 'a MessagePack file'),
+    'a part of a distributed checkpoint': (only(raw, b'PK', '__0_0.distcp'), OWN, 'dcp_to_torch'),
+    'a distributed checkpoint': (only(lambda d: raw(d, b'PK', '__0_0.distcp').parent), OWN, 'dcp_to_torch'),
     'git-lfs pointer': (
         only(raw, b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n', 'w.safetensors'),
         OWN,
@@ -833,6 +847,20 @@ def refusing():
             raise RuntimeError('not these\nweights')
 
     return Refuses(*MLP3())
+
+
+@pytest.fixture(autouse=True)
+def _no_hang():
+    "A file that is read for two minutes counts as a hang"
+
+    def late(*_):
+        raise AssertionError('this takes too long')
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def test_the_table_is_long_and_has_both_ends():

@@ -162,7 +162,8 @@ def _filled(model, tables, path):
     weights, own = _chosen(model, tables, path), model.state_dict()
     hollow = [name for name, v in own.items() if torch.is_tensor(v) and v.is_meta]
     require(not hollow, 'module', shown(type(model).__name__),
-            'one with its weights in memory', f'do not make {shown("".join(hollow[:1]))} on the device meta')
+            'one with its weights in memory',
+            f'do not make {shown("".join(hollow[:1]))} on the device meta')
     tensors = {name: v for name, v in weights.items() if not name.endswith('_extra_state')}
     check_tensors(path, tensors, file_size(path), finite=False)
     check_tensors(path, {name: v for name, v in tensors.items() # a mask may hold -inf

@@ -81,6 +81,9 @@ def test_layers_call_downwards_only():
     below = {
         **{name: ['checks'] for name in floor},
         'checks': [],
+        'arrayfiles': ['checks'],
+        'folders': ['checks', 'arrayfiles'],
+        'data': ['checks', 'arrayfiles', 'folders'],
         'metrics': ['checks', 'tables'],
         'tangents': ['checks', 'networks'],
         'decomposition': ['checks'],

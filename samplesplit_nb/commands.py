@@ -21,14 +21,14 @@ from .answers import Answer, begin, writable_folder
 from .certificates import WeightsCertificate, certify
 from .checks import (
     pick_device, require, require_count, require_finite, require_seed)
-from .data import ImageData
+from .data import ImageData, class_numbers, record_of, summary
 from .descent import Reconstruction, ReconstructionError, Running
 from .claims import (
     FIGURES, LEAST_SEEDS, Verdict, findings, improvement, interval_text, panels, paper_figure)
 from .experiments import save_result
 from .figures import WORDS, candidates_figure, matches_figure
 from .inversion import Inversion, invert_gradient
-from .metrics import score_candidates, score_table
+from .metrics import score_candidates, score_text
 from .networks import MLP, Polynomial, is_relu
 from .objectives import ReconstructionObjective
 from samplesplit_nb.options import (METHODS, CertifyOptions, DemoOptions, EvaluateOptions,
@@ -74,36 +74,41 @@ def demo(
 # %% ../nbs/support/commands.ipynb #c0330015
 def _images(o, task, d=None):
     "The images that the options name; ValueError if they are not d numbers each"
-    data = load_collection(o.data, o.n, o.data_seed, task, o.mean)
+    data = load_collection(o.data, o.n, o.data_seed, task, o.mean, o.size, o.gray)
     require(d is None or data.X.shape[1] == d, 'data', o.data,
-            f'of {d} numbers an image, which the network takes; this has {data.X.shape[1]}',
-            'name the data that it was trained on')
+            f'of {d} numbers an image, which the network takes; this has {data.X.shape[1]} '
+            f'({" x ".join(map(str, data.shape))})',
+            'name the data that it was trained on, or bring it to that by `size` and `gray`')
     return data
 
 # %% ../nbs/support/commands.ipynb #c0330053
 def _about_images(o, data):
     "What a record says of them"
     return dict(name=o.data, n=len(data.X), data_seed=o.data_seed, mean=o.mean,
-                task='binary' if data.y.is_floating_point() else 'multiclass')
+                task='binary' if data.y.is_floating_point() else 'multiclass',
+                **record_of(data))
+
+def _say_images(say, data):
+    "One's own images: how many, of which classes, and what was decided"
+    if data is not None and data.classes: say(f'data: {summary(data)}')
 
 # %% ../nbs/support/commands.ipynb #c0330018
 def _task(classes:bool)->str:
     return 'multiclass' if classes else 'binary'
 
-def _targets(data, outputs):
-    "Labels (n,) as a network with so many outputs has them"
-    return (data.y > 0).long() if outputs > 1 and data.y.is_floating_point() else data.y
-
 # %% ../nbs/support/commands.ipynb #c0330055
-def _victim(o):
-    "The network to train, as an `Experiment`"
+def _victim(o, data):
+    "The network to train, as an `Experiment`; ValueError where its training needs two classes"
     require_positive(o, 'width', 'steps')
     ntk, own = o.method == 'ntk', OURS[o.method]
     require(not ntk or o.steps is None, 'steps', o.steps, 'left out for ntk',
             'that training is one exact solve')
+    require(ntk or len(data.y.unique()) > 1, 'data', o.data,
+            f'of two classes for {o.method}; all {len(data.y)} images are of one',
+            'add the other class, or use `method` ntk')
     return Experiment(**own | dict(
-        data=o.data, n=o.n, data_seed=o.data_seed, mean=o.mean, seed=o.seed, device=o.device,
-        width=o.width or (500 if ntk else 1000),
+        data=o.data, n=len(data.X), data_seed=o.data_seed, mean=o.mean, seed=o.seed,
+        device=o.device, width=o.width or (500 if ntk else 1000),
         training_steps=0 if ntk else o.steps or own['training_steps']))
 
 # %% ../nbs/support/commands.ipynb #c033001c
@@ -124,9 +129,10 @@ def train_victim(
 )->Answer[Trained]: # ValueError for impossible options
     "Train a network to attack, say how well, and save it"
     o, say = begin(TrainOptions, options, hear, settings)
-    e = _victim(o)
-    out, device = writable_folder(o.out), pick_device(o.device)
     data = _images(o, _task(ATTACKS[o.method].classes))
+    e = _victim(o, data)
+    out, device = writable_folder(o.out), pick_device(o.device)
+    _say_images(say, data)
     say(f'Training on {len(data.X)} images of {o.data}, {data.X.shape[1]} numbers each.')
     try: trained = train(e, data, device, progress=True)
     except ValueError as failed:
@@ -154,14 +160,14 @@ def _outputs(model, takes):
 
 # %% ../nbs/support/commands.ipynb #189aae83
 def _on_data(o, model, takes, outputs):
-    "(network that takes rows, the images (n, d) as it takes them, their labels (n,))"
+    "(network that takes rows, images (n, d) as it takes them, labels (n,), `ImageData`)"
     data, param = _images(o, _task(outputs > 1), takes.d), next(model.parameters())
-    y = _targets(data, outputs)
+    y = class_numbers(data, outputs)
     require(outputs == 1 or int(y.max()) < outputs, 'data', o.data,
             f'of at most {outputs} classes, one for each output',
             'name the data that it was trained on')
     net = model if takes.rows else Sequential(Unflatten(1, takes.shape), model)
-    return net, pictures_to_rows(data.X, takes.shape).to(param), y.to(param.device)
+    return net, pictures_to_rows(data.X, takes.shape).to(param), y.to(param.device), data
 
 # %% ../nbs/support/commands.ipynb #883b49e3
 def certify_file(
@@ -171,19 +177,21 @@ def certify_file(
 )->Answer[WeightsCertificate]: # ValueError or FileNotFoundError, see `load_network`
     "What can be said about the training data in the weights of a file"
     o, say = begin(CertifyOptions, options, hear, settings)
-    require_count('n', o.n, 1, 'give the number of training samples')
+    require_count('n', o.n, 1, 'give the number of training samples', optional=True)
     require(o.degree is None or not o.module, 'degree', o.degree, 'left out with `module`',
             'leave out one of the two')
     power = None if o.degree is None else Polynomial.power(o.degree)
     model = load_network(o.weights, o.module, power, pick_device(o.device))
     takes, about = input_shape(model, o.shape), describe(model)
     say(f'network: {about}')
-    net, X, y = (_on_data(o, model, takes, _outputs(model, takes)) if o.data
-                 else (model, None, None))
-    found = certify(net, X, y, n=o.n, degree=o.degree, homogeneous=about.homogeneous,
-                    d=takes.d)
+    net, X, y, data = (_on_data(o, model, takes, _outputs(model, takes)) if o.data
+                       else (model, None, None, None))
+    _say_images(say, data)
+    found = certify(net, X, y, n=20 if X is None and o.n is None else o.n, degree=o.degree,
+                    homogeneous=about.homogeneous, d=takes.d)
     say(str(found))
-    return say.answer(found, dict(command='certify', weights=str(o.weights),
+    about_images = None if data is None else _about_images(o, data)
+    return say.answer(found, dict(command='certify', weights=str(o.weights), data=about_images,
                                   network=about.record()) | found.record())
 
 # %% ../nbs/support/commands.ipynb #7b0b9f0c
@@ -266,7 +274,7 @@ def _scores(o, data, named):
     "Rows of `score_candidates` for {name: rows (k, d)}, on these images and on unseen ones"
     unseen = unseen_images(o.data, data, o.data_seed)
     return score_candidates(named, data.X, data.mean, data.shape,
-                            None if unseen is None else unseen.X)
+                            None if unseen is None else unseen.X, data.files)
 
 # %% ../nbs/support/commands.ipynb #c4d75d72
 def _save_found(o, out, takes, data, arrays, record, say):
@@ -349,6 +357,7 @@ def reconstruct_file(
     o, say = begin(ReconstructOptions, options, hear, settings)
     out, ready = writable_folder(o.out), _prepare(o)
     about, e = _say_network(say, ready.model, o.module), ready.experiment
+    _say_images(say, ready.data)
     if ready.method != 'ntk' and about.homogeneous is False: say(
         'note: with a bias after the first layer the network is not homogeneous, and the KKT '
         'conditions need not hold; --method ntk needs the weights before training')
@@ -359,7 +368,7 @@ def reconstruct_file(
         f'{found.history.loss[-1]:.1e}')
     for s in found.splits: say(f'  step {s.step}: {s.result}')
     record = _save_attack(o, out, ready, found, say)
-    if 'scores' in record: say.exactly(score_table(record['scores']))
+    if 'scores' in record: say.exactly(score_text(record['scores']))
     return say.answer(found, record)
 
 # %% ../nbs/support/commands.ipynb #add0f4a4
@@ -413,6 +422,7 @@ def invert_files(
     out = writable_folder(o.out)
     model, init, takes, data = _ready_to_invert(o)
     _say_network(say, model, o.module)
+    _say_images(say, data)
     start = time.perf_counter()
     found = _inversion(o, model, init)
     seconds = time.perf_counter() - start
@@ -421,7 +431,7 @@ def invert_files(
         f'{seconds:.2g} seconds')
     record, arrays = _inversion_record(o, model, found, seconds)
     record = _save_found(o, out, takes, data, arrays, record, say)
-    if 'scores' in record: say.exactly(score_table(record['scores']))
+    if 'scores' in record: say.exactly(score_text(record['scores']))
     return say.answer(found, record)
 
 # %% ../nbs/support/commands.ipynb #0f35ee5a
@@ -460,7 +470,8 @@ def evaluate(
     d = next(v.shape[1] for k, v in arrays.items() if k == 'x' or k.startswith('x_'))
     data = _images(o, _task(classes), d)
     rows = _scores(o, data, _candidates(arrays))
-    say.exactly(score_table(rows))
+    _say_images(say, data)
+    say.exactly(score_text(rows))
     return say.answer(rows, dict(command='evaluate', reconstruction=str(o.reconstruction),
                                  data=_about_images(o, data), scores=rows))
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np
-from .arrayfiles import Given, in_range, printable, some
-from .checks import is_count, require
+from .arrayfiles import Given, in_range
+from .checks import is_count, printable, require, some
 
 # %% ../nbs/support/folders.ipynb #f0d00006
 MOST_PIXELS = 2**26 # of one image: a larger one is not opened

@@ -103,9 +103,9 @@ def _victim(o, data):
     ntk, own = o.method == 'ntk', OURS[o.method]
     require(not ntk or o.steps is None, 'steps', o.steps, 'left out for ntk',
             'that training is one exact solve')
-    require(ntk or len(data.y.unique()) > 1, 'data', o.data,
-            f'of two classes for {o.method}; all {len(data.y)} images are of one',
-            'add the other class, or use `method` ntk')
+    require(len(data.X) > 1 and (ntk or len(data.y.unique()) > 1), 'data', o.data, 'of two '
+            f'images at least, for kkt and multiclass of two classes; it has {len(data.X)} of '
+            f'{len(data.y.unique())}', 'add images, or use `method` ntk for one class')
     return Experiment(**own | dict(
         data=o.data, n=len(data.X), data_seed=o.data_seed, mean=o.mean, seed=o.seed,
         device=o.device, width=o.width or (500 if ntk else 1000),

@@ -148,6 +148,22 @@ def no_image(root):
     (classes(root, cat=2) / 'cat/bad.jpg').write_text('<html>')
 
 
+def program(root):
+    "What Pillow would hand to ghostscript"
+    (classes(root, cat=2) / 'cat/bad.png').write_text('%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n')
+
+
+def deep_colours(root):
+    "A PNG of 16 bits a channel, written by hand"
+    rows = np.random.default_rng(0).integers(0, 65536, (4, 5, 3)).astype('>u2')
+    lines = b''.join(b'\0' + row.tobytes() for row in rows)
+    part = lambda kind, data: (
+        len(data).to_bytes(4, 'big') + kind + data + zlib.crc32(kind + data).to_bytes(4, 'big'))  # fmt: skip
+    head = (5).to_bytes(4, 'big') + (4).to_bytes(4, 'big') + bytes([16, 2, 0, 0, 0])
+    parts = part(b'IHDR', head) + part(b'IDAT', zlib.compress(lines)) + part(b'IEND', b'')
+    (root / 'a.png').write_bytes(b'\x89PNG\r\n\x1a\n' + parts)
+
+
 def empty_file(root):
     (classes(root, cat=2) / 'cat/bad.png').touch()
 
@@ -266,6 +282,8 @@ FOLDERS = {
     'names that are no text': (not_utf8, r'1 image of 1 class: \\udcff\\udcfe 1'),
     'cut off': (cut, 'cat/bad.png: OSError'),
     'a web page': (no_image, 'cat/bad.jpg: UnidentifiedImageError'),
+    'a program': (program, 'cat/bad.png: UnidentifiedImageError'),
+    '16 bits a channel': (deep_colours, 'of 16 bits a channel, of which Pillow reads 8: a.png'),
     'empty file': (empty_file, 'cat/bad.png: UnidentifiedImageError'),
     'a header of 3.6 gigapixels': (bomb, 'cat/bomb.png: .*(3600000000 pixels|decompression bomb)'),
     'transparent': (transparent, 'a.png: transparent pixels'),
@@ -613,7 +631,10 @@ def test_training_that_needs_two_classes_says_so_first(tmp_path, cli):
     classes(tmp_path / 'own', cat=3)
     for method in ('kkt', 'multiclass'):
         status, out, err = cli(f'train --method {method} --data own --width 20 --steps 5')
-        assert status == 2 and out == '' and f'of two classes for {method}; all 3 images' in err, err
+        assert status == 2 and out == '' and 'of two classes; it has 3 of 1; add images' in err, err
+    classes(tmp_path / 'alone', cat=1)
+    status, out, err = cli('train --method ntk --data alone --width 20')
+    assert status == 2 and out == '' and 'of two images at least' in err, err
     assert not (tmp_path / 'runs').exists()
     status, out, err = cli('train --method ntk --data own --width 20 --device cpu --json')
     assert status == 0 and json.loads(out)['data']['files'] == ['cat/0.png', 'cat/1.png', 'cat/2.png'], err

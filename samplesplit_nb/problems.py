@@ -46,7 +46,7 @@ def load_collection(
                 'save the images as a folder of your own')
         return load_data(name, 20 if n is None else n, seed=seed, mean=mean,
                          task='binary' if name == 'faces' else task)
-    require(os.path.exists(name), 'data', repr(printable(name)),
+    require(os.path.exists(name), 'data', printable(repr(name)),
             f'one of {sorted(SOURCES)}, or a path', 'check the spelling')
     side = size[0] if size is not None and len(size) == 1 else size
     return load_images(name, n, seed=seed, size=side, gray=gray, mean=mean)

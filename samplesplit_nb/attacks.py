@@ -17,13 +17,13 @@ from torch.nn import Module, Sequential, Unflatten
 from .answers import Answer, begin, writable_folder
 from .certificates import WeightsCertificate, certify
 from .checks import pick_device, require, require_count, require_finite
-from .data import ImageData
+from .data import ImageData, class_numbers
 from .descent import Reconstruction, ReconstructionError, Running
 from .figures import candidates_figure, matches_figure
 from .given import (
-    about_images, candidate_scores, images_given, targets, task_of)
+    about_images, candidate_scores, images_given, say_images, task_of)
 from .inversion import Inversion, invert_gradient
-from .metrics import score_table
+from .metrics import score_text
 from .networks import MLP, Polynomial, is_relu
 from .objectives import ReconstructionObjective
 from .options import (METHODS, CertifyOptions, EvaluateOptions, InvertOptions,
@@ -45,14 +45,14 @@ def _outputs(model, takes):
 
 # %% ../nbs/support/attacks.ipynb #189aae83
 def _on_data(o, model, takes, outputs):
-    "(network that takes rows, the images (n, d) as it takes them, their labels (n,))"
+    "(network that takes rows, images (n, d) as it takes them, labels (n,), `ImageData`)"
     data, param = images_given(o, task_of(outputs > 1), takes.d), next(model.parameters())
-    y = targets(data, outputs)
+    y = class_numbers(data, outputs)
     require(outputs == 1 or int(y.max()) < outputs, 'data', o.data,
             f'of at most {outputs} classes, one for each output',
             'name the data that it was trained on')
     net = model if takes.rows else Sequential(Unflatten(1, takes.shape), model)
-    return net, pictures_to_rows(data.X, takes.shape).to(param), y.to(param.device)
+    return net, pictures_to_rows(data.X, takes.shape).to(param), y.to(param.device), data
 
 # %% ../nbs/support/attacks.ipynb #883b49e3
 def certify_file(
@@ -62,19 +62,21 @@ def certify_file(
 )->Answer[WeightsCertificate]: # ValueError or FileNotFoundError, see `load_network`
     "What can be said about the training data in the weights of a file"
     o, say = begin(CertifyOptions, options, hear, settings)
-    require_count('n', o.n, 1, 'give the number of training samples')
+    require_count('n', o.n, 1, 'give the number of training samples', optional=True)
     require(o.degree is None or not o.module, 'degree', o.degree, 'left out with `module`',
             'leave out one of the two')
     power = None if o.degree is None else Polynomial.power(o.degree)
     model = load_network(o.weights, o.module, power, pick_device(o.device))
     takes, about = input_shape(model, o.shape), describe(model)
     say(f'network: {about}')
-    net, X, y = (_on_data(o, model, takes, _outputs(model, takes)) if o.data
-                 else (model, None, None))
-    found = certify(net, X, y, n=o.n, degree=o.degree, homogeneous=about.homogeneous,
-                    d=takes.d)
+    net, X, y, data = (_on_data(o, model, takes, _outputs(model, takes)) if o.data
+                       else (model, None, None, None))
+    say_images(say, data)
+    found = certify(net, X, y, n=20 if X is None and o.n is None else o.n, degree=o.degree,
+                    homogeneous=about.homogeneous, d=takes.d)
     say(str(found))
-    return say.answer(found, dict(command='certify', weights=str(o.weights),
+    told = None if data is None else about_images(o, data)
+    return say.answer(found, dict(command='certify', weights=str(o.weights), data=told,
                                   network=about.record()) | found.record())
 
 # %% ../nbs/support/attacks.ipynb #7b0b9f0c
@@ -233,6 +235,7 @@ def reconstruct_file(
     o, say = begin(ReconstructOptions, options, hear, settings)
     out, ready = writable_folder(o.out), _prepare(o)
     about, e = _say_network(say, ready.model, o.module), ready.experiment
+    say_images(say, ready.data)
     if ready.method != 'ntk' and about.homogeneous is False: say(
         'note: with a bias after the first layer the network is not homogeneous, and the KKT '
         'conditions need not hold; --method ntk needs the weights before training')
@@ -243,7 +246,7 @@ def reconstruct_file(
         f'{found.history.loss[-1]:.1e}')
     for s in found.splits: say(f'  step {s.step}: {s.result}')
     record = _save_attack(o, out, ready, found, say)
-    if 'scores' in record: say.exactly(score_table(record['scores']))
+    if 'scores' in record: say.exactly(score_text(record['scores']))
     return say.answer(found, record)
 
 # %% ../nbs/support/attacks.ipynb #add0f4a4
@@ -297,6 +300,7 @@ def invert_files(
     out = writable_folder(o.out)
     model, init, takes, data = _ready_to_invert(o)
     _say_network(say, model, o.module)
+    say_images(say, data)
     start = time.perf_counter()
     found = _inversion(o, model, init)
     seconds = time.perf_counter() - start
@@ -305,7 +309,7 @@ def invert_files(
         f'{seconds:.2g} seconds')
     record, arrays = _inversion_record(o, model, found, seconds)
     record = _save_found(o, out, takes, data, arrays, record, say)
-    if 'scores' in record: say.exactly(score_table(record['scores']))
+    if 'scores' in record: say.exactly(score_text(record['scores']))
     return say.answer(found, record)
 
 # %% ../nbs/support/attacks.ipynb #0f35ee5a
@@ -344,6 +348,7 @@ def evaluate(
     d = next(v.shape[1] for k, v in arrays.items() if k == 'x' or k.startswith('x_'))
     data = images_given(o, task_of(classes), d)
     rows = candidate_scores(o, data, _candidates(arrays))
-    say.exactly(score_table(rows))
+    say_images(say, data)
+    say.exactly(score_text(rows))
     return say.answer(rows, dict(command='evaluate', reconstruction=str(o.reconstruction),
                                  data=about_images(o, data), scores=rows))

@@ -18,7 +18,7 @@ from .claims import (
     FIGURES, LEAST_SEEDS, Verdict, findings, improvement, interval_text, panels, paper_figure)
 from .experiments import save_result
 from .figures import WORDS
-from .given import about_images, images_given, task_of
+from .given import about_images, images_given, say_images, task_of
 from .options import (
     DemoOptions, FigureOptions, StudyOptions, TrainOptions, require_positive)
 from .problems import ATTACKS, Trained, train
@@ -54,15 +54,18 @@ def demo(
     return say.answer(result, result.record.data)
 
 # %% ../nbs/support/commands.ipynb #c0330055
-def _victim(o):
-    "The network to train, as an `Experiment`"
+def _victim(o, data):
+    "The network to train, as an `Experiment`; ValueError where its training needs two classes"
     require_positive(o, 'width', 'steps')
     ntk, own = o.method == 'ntk', OURS[o.method]
     require(not ntk or o.steps is None, 'steps', o.steps, 'left out for ntk',
             'that training is one exact solve')
+    require(len(data.X) > 1 and (ntk or len(data.y.unique()) > 1), 'data', o.data, 'of two '
+            f'images at least, for kkt and multiclass of two classes; it has {len(data.X)} of '
+            f'{len(data.y.unique())}', 'add images, or use `method` ntk for one class')
     return Experiment(**own | dict(
-        data=o.data, n=o.n, data_seed=o.data_seed, mean=o.mean, seed=o.seed, device=o.device,
-        width=o.width or (500 if ntk else 1000),
+        data=o.data, n=len(data.X), data_seed=o.data_seed, mean=o.mean, seed=o.seed,
+        device=o.device, width=o.width or (500 if ntk else 1000),
         training_steps=0 if ntk else o.steps or own['training_steps']))
 
 # %% ../nbs/support/commands.ipynb #c033001c
@@ -83,9 +86,10 @@ def train_victim(
 )->Answer[Trained]: # ValueError for impossible options
     "Train a network to attack, say how well, and save it"
     o, say = begin(TrainOptions, options, hear, settings)
-    e = _victim(o)
-    out, device = writable_folder(o.out), pick_device(o.device)
     data = images_given(o, task_of(ATTACKS[o.method].classes))
+    e = _victim(o, data)
+    out, device = writable_folder(o.out), pick_device(o.device)
+    say_images(say, data)
     say(f'Training on {len(data.X)} images of {o.data}, {data.X.shape[1]} numbers each.')
     try: trained = train(e, data, device, progress=True)
     except ValueError as failed:

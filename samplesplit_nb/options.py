@@ -45,21 +45,26 @@ class NetworkOptions:
 # %% ../nbs/support/options.ipynb #0b710010
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """Images, balanced between the classes
+    """Images by name or path
 
     NAME is faces (no file needed), mnist or cifar10 (in the folder that SAMPLESPLIT_DATA
-    names), or the path of your own images: a folder or an .npz file.
+    names), or the path of your own images: a folder, whose sub-folders are the classes, or a
+    file of arrays (.npz, .npy, .pt, .safetensors).
     """
-    n:int=20 # how many training images
+    n:int|None=None # how many training images, the same of each class (default: all of your
+        # own; 20 of faces, mnist and cifar10)
     data_seed:int|None=None # draw the images at random with this seed (default: the first of
         # each class in file order, as the papers do)
     mean:Literal['training', 'collection']='training' # what was subtracted from the pixels:
         # the mean of the n training images, as published, or of the collection
+    size:tuple[int, ...]|None=None # resize your own images to H W, or one number for both; of
+        # flat rows, what they are
+    gray:bool=False # make your own images grey
 
 # %% ../nbs/support/options.ipynb #0b710011
 @dataclass(frozen=True, kw_only=True)
 class GivenImages(ImageOptions):
-    "The training data, balanced between the classes"
+    "The training data"
     data:Name # the images that the network is or was trained on
 
 # %% ../nbs/support/options.ipynb #0b710013

@@ -8,7 +8,7 @@ __all__ = ['ATTACKS', 'TRAININGS', 'load_collection', 'unseen_images', 'scores_f
            'make_splitting']
 
 # %% ../nbs/support/problems.ipynb #9b0b1e03
-import copy
+import copy, os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 import torch
 from torch import Tensor
-from .checks import pick_device, require
+from .checks import pick_device, printable, require
 from .data import SOURCES, ImageData, load_data, load_images
 from .descent import Descent
-from .metrics import L2, SSIM
+from .metrics import L2, SSIM, has_ssim
 from .networks import MLP
 from .objectives import (
     KKTObjective, MulticlassKKTObjective, NTKObjective, ReconstructionObjective)
@@ -31,19 +31,25 @@ from .training import train_gd, train_kkt, train_ntk
 
 # %% ../nbs/support/problems.ipynb #37d6d2d6
 def load_collection(
-    name:str, # faces, mnist or cifar10; else the path of a folder of images or an .npz file
-    n:int,
+    name:str, # faces, mnist or cifar10; else the path of one's own, see `load_images`
+    n:int|None=None, # None: all of one's own, 20 of a collection
     seed:int|None=None, # draws them; None: the first of each class
     task:str='binary', # of mnist and cifar10: 'binary' or 'multiclass'
-    mean:str|Tensor='training' # what is subtracted, a word or (d,), see `load_data`
+    mean:str|Tensor='training', # what is subtracted, a word or (d,), see `load_data`
+    size:tuple|None=None, # of one's own: (height, width), or (side,)
+    gray:bool=False # of one's own: colours to luminance
 )->ImageData: # ValueError or FileNotFoundError, see `load_data` and `load_images`
-    "n images by name or path, balanced between the classes"
+    "Images by name or path, balanced between the classes unless they are all of one's own"
     if name in SOURCES:
-        return load_data(name, n, seed=seed, task='binary' if name == 'faces' else task,
-                         mean=mean)
-    require(Path(name).exists(), 'data', repr(name), f'one of {sorted(SOURCES)}, or a path',
-            'check the spelling')
-    return load_images(name, n, seed=seed, mean=mean)
+        require(size is None and not gray, 'size', size,
+                f'left out, and `gray` too, for {name}',
+                'save the images as a folder of your own')
+        return load_data(name, 20 if n is None else n, seed=seed, mean=mean,
+                         task='binary' if name == 'faces' else task)
+    require(os.path.exists(name), 'data', printable(repr(name)),
+            f'one of {sorted(SOURCES)}, or a path', 'check the spelling')
+    side = size[0] if size is not None and len(size) == 1 else size
+    return load_images(name, n, seed=seed, size=side, gray=gray, mean=mean)
 
 # %% ../nbs/support/problems.ipynb #5a9e0004
 def unseen_images(
@@ -53,17 +59,21 @@ def unseen_images(
 )->ImageData|None: # None where the collection has too few
     "Other images of the same collection, about n of them"
     task = 'binary' if data.y.is_floating_point() else 'multiclass'
-    try: more = load_collection(name, 2*len(data.X), data_seed, task, data.mean)
-    except ValueError: return None
+    own:Any = {} if name in SOURCES else dict(size=data.shape[:2], gray=len(data.shape) == 2)
+    try: more = load_collection(name, 2*len(data.X), data_seed, task, data.mean, **own)
+    except ValueError:
+        if not own: return None
+        more = load_collection(name, None, None, task, data.mean, **own)
     seen = {row.numpy().tobytes() for row in data.X}
     rest = [i for i, row in enumerate(more.X) if row.numpy().tobytes() not in seen]
-    if len(rest) < 2: return None
-    index = None if more.index is None else more.index[rest]
-    return replace(more, X=more.X[rest], y=more.y[rest], index=index)
+    return None if len(rest) < 2 else more.rows(rest[::-(-len(rest)//len(data.X))])
 
 # %% ../nbs/support/problems.ipynb #5a9e0005
 def scores_for(data:ImageData)->dict: # name -> `Score`, the paper's choice first
-    "L2 and SSIM; the paper takes SSIM for colour images, L2 for the others (section 6.1)"
+    """L2 and SSIM; the paper takes SSIM for colour images, L2 for the others (section 6.1)
+
+    L2 alone below 7 x 7 pixels."""
+    if not has_ssim(data.shape): return {'L2': L2}
     ssim = SSIM.bind(mean=data.mean, shape=data.shape)
     return {'SSIM': ssim, 'L2': L2} if len(data.shape) == 3 else {'L2': L2, 'SSIM': ssim}
 

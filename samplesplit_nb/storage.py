@@ -115,7 +115,8 @@ def locked(
 )->Iterator[bool]: # True; False where another process has it and we do not wait
     """Keep other processes off a file or folder, which need not exist yet
 
-    They wait, or hear that they may not. The system ends the lock of a process that died."""
+    They wait, or hear that they may not. The system ends the lock of a process that died.
+    PermissionError where nothing may be written beside it."""
     path, told = Path(path), False
     path.parent.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(path.name.encode(errors='surrogateescape')).hexdigest()[:16]
@@ -133,7 +134,12 @@ def locked(
 # %% ../nbs/support/storage.ipynb #33f7fbfe
 class Damaged(ValueError):
     "A file of ours that is not as it was saved"
-    def __init__(self, path, why:str, allowed:str, remedy:str):
+    def __init__(self,
+        path, # of the file
+        why:str, # what is wrong with it
+        allowed:str, # what it must be
+        remedy:str # what to do
+    ):
         super().__init__(f'path=<{path}: {why}>: path must be {allowed}; {remedy}')
         self.why = why
 

@@ -538,5 +538,6 @@ def load_or_run(
             for what in (place.path, place.states):
                 if what is not None: others.enter_context(locked(what))
             saved = _make(place, names, progress)
+            if cache is not None: rmtree(str(place.states), ignore_errors=True)
     place.clear()
     return saved

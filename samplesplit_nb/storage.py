@@ -186,9 +186,11 @@ def _no_number(word): raise ValueError(f'{word} is no number')
 
 def _read_json(path):
     "(what a JSON file holds, did it carry its digest?); ValueError, or `Damaged`"
-    text = Path(path).read_text(encoding='utf-8')
-    try: value = json.loads(text, parse_constant=_no_number)
-    except RecursionError: raise ValueError(f'{path} is nested too deep') from None
+    try:
+        text = Path(path).read_text(encoding='utf-8')
+        value = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'{path} is no JSON: {e}') from e
     if not isinstance(value, dict) or value.pop(_LAST, None) is None: return value, False
     words = _compact(text)
     # without its last member: the comma, the name, the digest

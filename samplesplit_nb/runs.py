@@ -531,9 +531,10 @@ def load_or_run(
     place = _Place(e, Path(path), images, None if cache is None else Path(cache))
     saved, lacks, wrong = place.look(names)
     if saved is None or lacks:
-        kind = DamagedResult if wrong in (_TORN, _OTHER, _NONE) else MissingResult
-        if not run_missing: raise kind(
-            f'{path} {wrong}: make it by `samplesplit figure` or `samplesplit experiment`')
+        remedy = 'make it by `samplesplit figure` or `samplesplit experiment`'
+        if not run_missing and wrong in (_TORN, _OTHER, _NONE): raise DamagedResult(
+            f'{path} {wrong}: move it away, or {remedy}')
+        if not run_missing: raise MissingResult(f'{path} {wrong}: {remedy}')
         with ExitStack() as others: # wait for them, and keep them off
             for what in (place.path, place.states):
                 if what is not None: others.enter_context(locked(what))

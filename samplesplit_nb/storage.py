@@ -12,6 +12,7 @@ import dis, hashlib, io, itertools, json, logging, math, os, re, shutil, tempfil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -94,6 +95,11 @@ def notice(
     "Say something that nobody asked for, through the logger `samplesplit_nb`: on stderr"
     logging.getLogger('samplesplit_nb').warning('%s', text)
 
+@cache # once for a folder
+def _without_locks(folder):
+    notice(f'{folder}: no locks on this file system; '
+           'let only one process at a time work there')
+
 def _try(lock):
     "The lock's descriptor, once it is ours; None where somebody else has it"
     while True:
@@ -101,8 +107,7 @@ def _try(lock):
         except PermissionError as e: # name what can be mended
             raise PermissionError(e.errno, e.strerror, str(lock.parent)) from e
         held = _hold(fd)
-        if held is None: notice(f'{lock.parent}: no locks on this file system; '
-                                'let only one process at a time work there')
+        if held is None: _without_locks(lock.parent)
         if held is None or held and os.fstat(fd).st_nlink: return fd
         os.close(fd)
         if held is False: return None

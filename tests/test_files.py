@@ -256,7 +256,7 @@ def test_a_changed_record_is_set_aside_and_made_anew(tmp_path, caplog):
         (text[: len(text) // 2], 'is no record'),
     ):
         path.write_text(changed)
-        with pytest.raises(DamagedResult, match=f'r.json {says}.*: make it by `samplesplit figure`'):
+        with pytest.raises(DamagedResult, match=f'r.json {says}.*: move it away, or make it by `sampl'):
             load_or_run(TINY, path, run_missing=False)
         again = load_or_run(TINY, path, images=True, cache=cache)
         assert again.data['runs']['split']['scores'] == first.data['runs']['split']['scores']
@@ -296,7 +296,7 @@ def test_the_command_line_names_a_changed_record(tmp_path, capsys):
     file.write_text(text.replace('"splitting": 0.', '"splitting": 9.', 1))
     assert main([*words, '--no-run']) == 2
     err = capsys.readouterr().err.strip().splitlines()[-1]
-    assert err.startswith(f'samplesplit: {file} was changed after it was saved: make it by')
+    assert err.startswith(f'samplesplit: {file} was changed after it was saved: move it away')
     assert main(words) == 0 and Record.load(file)
     assert {p.name.replace(file.stem, '') for p in file.parent.iterdir()} == {
         '.json',

@@ -53,8 +53,8 @@ class ImageOptions:
     n:int=20 # how many training images
     data_seed:int|None=None # draw the images at random with this seed (default: the first of
         # each class in file order, as the papers do)
-    mean:Literal['collection', 'training']='collection' # what was subtracted from the pixels:
-        # the mean of the collection, or of the n training images, as published
+    mean:Literal['training', 'collection']='training' # what was subtracted from the pixels:
+        # the mean of the n training images, as published, or of the collection
 
 # %% ../nbs/support/options.ipynb #0b710011
 @dataclass(frozen=True, kw_only=True)

@@ -378,7 +378,7 @@ def test_json_is_one_object_and_repeats_itself(trained, tmp_path, cli):
 
 
 def test_a_checkpoint_resumes_and_refuses_another_run(trained, tmp_path, cli, monkeypatch):
-    from samplesplit_nb import commands, storage
+    from samplesplit_nb import attacks, storage
 
     words = lambda out, *more: attack(trained, '-k', '6', '--steps', '80', '--out', out, *more)
     assert cli(*words(tmp_path / 'whole'))[0] == 0
@@ -387,7 +387,7 @@ def test_a_checkpoint_resumes_and_refuses_another_run(trained, tmp_path, cli, mo
         return Checkpoint(path, every_steps=1, every_seconds=None)
 
     Checkpoint, save = storage.Checkpoint, storage.save_state
-    monkeypatch.setattr(commands, 'Checkpoint', at_every_step)
+    monkeypatch.setattr(attacks, 'Checkpoint', at_every_step)
 
     def interrupted(path, state):
         save(path, state)
@@ -665,7 +665,7 @@ def test_what_does_not_go_together(trained, tmp_path, cli):
 
 def test_no_room_no_permission_no_memory(trained, tmp_path, cli, monkeypatch):
     import torch
-    from samplesplit_nb import commands
+    from samplesplit_nb import attacks
 
     short = attack(trained, '-k', '8', '--steps', '8')
     (tmp_path / 'file').write_text('precious')
@@ -696,10 +696,10 @@ def test_no_room_no_permission_no_memory(trained, tmp_path, cli, monkeypatch):
             (['--chunk-size', '1'], '--device cpu'),
         ):
             with monkeypatch.context() as m:
-                m.setattr(commands, 'reconstruct', fails(error))
+                m.setattr(attacks, 'reconstruct', fails(error))
                 mistake(cli(*short, *chunk, '--out', tmp_path / 'o'), 'out of memory', says)
     with monkeypatch.context() as m:  # a bug of ours is no mistake of the user's: it keeps its traceback
-        m.setattr(commands, 'reconstruct', fails(ZeroDivisionError()))
+        m.setattr(attacks, 'reconstruct', fails(ZeroDivisionError()))
         with pytest.raises(ZeroDivisionError):
             cli(*short, '--out', tmp_path / 'o')
 
@@ -744,7 +744,7 @@ def test_a_full_disk_by_the_kernel(trained, tmp_path):
 def test_a_module_with_colours_and_with_classes(tmp_path, cli, monkeypatch):
     "C H W inputs get the images turned round; labels beyond the outputs are refused"
     import torch
-    from samplesplit_nb import commands, data as source
+    from samplesplit_nb import given, data as source
 
     (tmp_path / 'own_colours.py').write_text(
         "import torch\ndef three(): return torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8, stride=8), "
@@ -778,7 +778,7 @@ def test_a_module_with_colours_and_with_classes(tmp_path, cli, monkeypatch):
         '--device',
         'cpu',
     ]
-    monkeypatch.setattr(commands, 'load_collection', lambda *_, **__: three)
+    monkeypatch.setattr(given, 'load_collection', lambda *_, **__: three)
     status, out, err = cli(*words)
     assert status == 0, err
     logits = net(images.permute(0, 3, 1, 2).float())
@@ -786,7 +786,7 @@ def test_a_module_with_colours_and_with_classes(tmp_path, cli, monkeypatch):
     import dataclasses
 
     monkeypatch.setattr(
-        commands, 'load_collection', lambda *_, **__: dataclasses.replace(three, y=torch.arange(12) % 4)
+        given, 'load_collection', lambda *_, **__: dataclasses.replace(three, y=torch.arange(12) % 4)
     )
     mistake(cli(*words), 'at most 3 classes')
 
@@ -938,7 +938,8 @@ def a_step(tmp_path, widths, y, dtype=None, **of_the_network):
     from samplesplit_nb.networks import MLP
     from samplesplit_nb.weights import save_weights
 
-    net, X = MLP(widths, dtype=dtype or torch.float64, **of_the_network), load_data('faces', len(y)).X
+    net = MLP(widths, dtype=dtype or torch.float64, **of_the_network)
+    X = load_data('faces', len(y), mean='collection').X
     save_weights(tmp_path / 'init.safetensors', net)
     out = net(X.to(next(net.parameters())))
     loss = (
@@ -1229,7 +1230,7 @@ def test_what_cannot_be_inverted(trained, tmp_path, cli):
 
 
 def test_inversion_without_memory_or_room(trained, tmp_path, cli, monkeypatch):
-    from samplesplit_nb import commands
+    from samplesplit_nb import attacks
 
     def fails(error):
         def call(*_, **__):
@@ -1238,7 +1239,7 @@ def test_inversion_without_memory_or_room(trained, tmp_path, cli, monkeypatch):
         return call
 
     with monkeypatch.context() as m:
-        m.setattr(commands, 'invert_gradient', fails(MemoryError()))
+        m.setattr(attacks, 'invert_gradient', fails(MemoryError()))
         mistake(cli(*invert(trained, '--out', tmp_path / 'o')), 'out of memory; use --device cpu')
     with monkeypatch.context() as m:
         m.setattr(os, 'replace', fails(OSError(28, 'No space left on device')))

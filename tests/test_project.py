@@ -122,14 +122,10 @@ def test_layers_call_downwards_only():
     below['weights'] = ['checks', 'networks', 'storage']
     below['options'] = ['checks']
     below['answers'] = ['checks', 'storage']
-    below['commands'] = [
-        *below['experiments'],
-        'experiments',
-        'certificates',
-        'weights',
-        'options',
-        'answers',
-    ]
+    below['given'] = ['checks', 'data', 'metrics', 'problems']
+    files = 'figures', 'certificates', 'weights', 'options', 'answers'
+    below['attacks'] = [*below['problems'], 'problems', 'records', 'inversion', *files, 'given']
+    below['commands'] = [*below['experiments'], 'experiments', *files, 'given', 'attacks']
     below['cli'] = ['checks', 'tables', 'options', 'answers', 'commands', 'storage']
     found = set()
     for path in (ROOT / 'samplesplit_nb').glob('*.py'):

@@ -120,7 +120,8 @@ def _study(name, o):
 # %% ../nbs/support/commands.ipynb #c033005d
 def _records(study, label, o, say):
     "The saved results of one experiment; what is missing is run, if it may"
-    try: return study.records(label, o.results, run_missing=False)
+    try: return study.records(label, o.results, run_missing=False,
+                              cache=None if o.no_run else o.cache) # what a kill left goes
     except MissingResult:
         if o.no_run: raise
     writable_folder(study.path(label, study.seeds[0], o.results).parent, 'results')
@@ -156,7 +157,8 @@ def _findings_text(rows):
 # %% ../nbs/support/commands.ipynb #c0330045
 def _drawn(o, say):
     "The figure, after running what is missing, and the folder for it"
-    draw = partial(paper_figure, o.number, o.scale, o.results, run_missing=False)
+    draw = partial(paper_figure, o.number, o.scale, o.results, run_missing=False,
+                   cache=None if o.no_run else o.cache) # what a kill left there goes
     try: return draw(), writable_folder(o.out)
     except MissingResult:
         if o.no_run: raise

@@ -26,7 +26,8 @@ from .objectives import (
 from .optimisers import geometric, hold_then_decay, loo_sharpness, warm_restarts
 from .settings import BUILT_IN, CHOICES, TRAINING, Experiment, fingerprint
 from .splitting import Every, Splitting, Stop
-from .storage import Checkpoint, digest, load_state, save_state
+from .storage import (
+    Checkpoint, Damaged, digest, load_state, locked, notice, save_state)
 from .training import train_gd, train_kkt, train_ntk
 
 # %% ../nbs/support/problems.ipynb #37d6d2d6
@@ -221,8 +222,12 @@ def _fit(e, data, device, checkpoint=None, progress=False):
                                  progress='train' if progress else False)
 
 def _kept(e, data, device, path):
-    "`Trained` as it was saved; None where these images were not trained on"
-    kept = load_state(path) if path.exists() else {}
+    "`Trained` as it was saved; None where these images were not trained on, or bits changed"
+    try: kept = load_state(path)
+    except FileNotFoundError: return None
+    except Damaged as broken:
+        notice(f'{path}: {broken.why}; that network is trained anew')
+        return None
     if kept.get('data') != digest([data.X, data.y]): return None
     model, init = (_init(e, data) for _ in range(2))
     model.load_state_dict(kept['model'])
@@ -230,6 +235,22 @@ def _kept(e, data, device, path):
     return Trained(model.to(device), init.to(device), kept['certificate'])
 
 # %% ../nbs/support/problems.ipynb #5a9e0029
+def _fit_and_keep(e, data, device, path, state, progress):
+    "Train, resumed where that was begun, and save it"
+    fit = _fit(e, data, device, Checkpoint(state, anew=True), progress)
+    save_state(path, dict(data=digest([data.X, data.y]), model=fit.model.state_dict(),
+                          certificate=fit.certificate))
+    state.unlink(missing_ok=True)
+    return fit
+
+def _tidy(path, state):
+    "Remove the state that a kill left beside a whole network, unless somebody trains it"
+    try:
+        with locked(path, wait=False) as mine:
+            if mine: state.unlink(missing_ok=True)
+    except OSError: return # a folder that may only be read
+
+# %% ../nbs/support/problems.ipynb #5a9e0121
 def train(
     e:Experiment,
     data:ImageData,
@@ -237,17 +258,20 @@ def train(
     cache:str|Path|None=None, # folder; None: nothing is kept
     progress:bool=False
 )->Trained:
-    "The network that the experiment attacks, from the cache if it was trained before"
+    """The network that the experiment attacks, from the cache if it was trained before
+
+    One process trains it, others that want it wait. A file that was changed is not used."""
     if cache is None: return _fit(e, data, device, None, progress)
     path = Path(cache)/f'training-{fingerprint(e, TRAINING)}.safetensors'
-    kept = _kept(e, data, device, path)
-    if kept is not None: return kept
     state = path.with_name(f'{path.stem}-state.safetensors')
-    fit = _fit(e, data, device, Checkpoint(state), progress)
-    save_state(path, dict(data=digest([data.X, data.y]), model=fit.model.state_dict(),
-                          certificate=fit.certificate))
-    state.unlink(missing_ok=True)
-    return fit
+    made = _kept(e, data, device, path)
+    if made is not None:
+        if state.exists(): _tidy(path, state)
+        return made
+    with locked(path):
+        made = _kept(e, data, device, path) if path.exists() else None # by another process
+        if made is None: made = _fit_and_keep(e, data, device, path, state, progress)
+        return made
 
 # %% ../nbs/support/problems.ipynb #5a9e0031
 def _multiplier_scale(e, k):

@@ -1356,6 +1356,7 @@ def test_the_device_asked_for_is_the_one_that_runs(tmp_path, cli, monkeypatch):
 
 def test_a_killed_study_goes_on(tmp_path, cli, monkeypatch):
     from samplesplit_nb import runs
+    from samplesplit_nb.records import Record
 
     whole, cut = tmp_path / 'whole', tmp_path / 'cut'
     assert cli('experiment', 'figure03', *smoke(whole), '--device', 'cpu')[0] == 0
@@ -1376,7 +1377,7 @@ def test_a_killed_study_goes_on(tmp_path, cli, monkeypatch):
     monkeypatch.setattr(runs, 'attack', attack)
     assert cli('experiment', 'figure03', *smoke(cut), '--device', 'cpu')[0] == 0
     for name in ('mnist-1n-seed0.json', 'mnist-3n-seed0.json'):
-        a, b = (json.loads((f / 'results' / 'figure03' / 'smoke' / name).read_text()) for f in (whole, cut))
+        a, b = (Record.load(f / 'results' / 'figure03' / 'smoke' / name).data for f in (whole, cut))
         for record in (a, b):
             for run in record['runs'].values():
                 run.pop('timing')

@@ -15,7 +15,7 @@ from .checks import (
     require, require_count, require_finite, require_number, seeded)
 from .decomposition import decompose, require_degree, row_basis
 from .identifiability import Recovery, require_network
-from .networks import MLP
+from .networks import MLP, frozen_parameters, trained_parameters
 
 # %% ../nbs/beyond/inversion.ipynb #14be0007
 def _require_step(a0, W0, dW):
@@ -368,11 +368,13 @@ def _multipliers(layers, x, gradients): # (k, outputs)
 # %% ../nbs/beyond/inversion.ipynb #14be0027
 def _unexplained(network, gradient, X, c):
     "What the samples leave of the gradient, relative to it, by autograd through all layers"
-    copied = copy.deepcopy(network).double().requires_grad_(True)
+    copied, trained = copy.deepcopy(network).double(), trained_parameters(network)
+    of = [(g, p.requires_grad_()) for g, (name, p) in zip(gradient, copied.named_parameters())
+          if name in trained]
     with torch.enable_grad(): value = (c*copied(X)).sum()
-    mine = torch.autograd.grad(value, list(copied.parameters()))
+    mine = torch.autograd.grad(value, [p for _, p in of])
     size = lambda parts: sum(v.square().sum().item() for v in parts)
-    return math.sqrt(size(g - f for g, f in zip(gradient, mine))/size(gradient))
+    return math.sqrt(size(g - f for (g, _), f in zip(of, mine))/size(g for g, _ in of))
 
 # %% ../nbs/beyond/inversion.ipynb #14be002a
 @dataclass(frozen=True)
@@ -413,6 +415,11 @@ def _require_perceptron(network):
             f'<{type(network).__name__} with {len(getattr(network, "layers", []))} layers>',
             'an MLP with two hidden layers or more',
             'one hidden layer: see recover_from_gradient')
+    frozen = [name for name in frozen_parameters(network)
+              if name.startswith(('layers.0.', 'layers.1.'))]
+    require(not frozen, 'network', f'<{", ".join(frozen)} frozen>',
+            'trained in its first two layers, whose gradients are read',
+            '`NTKObjective` needs no particular layer')
     require(network.bias != 'none', 'bias', "'none'", "'all' or 'first'",
             'without biases an image is determined up to its scale only; '
             'add a first bias of zeros')

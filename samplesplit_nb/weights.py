@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from .checks import require
-from .networks import MLP, mlp_from_weights
+from .networks import MLP, frozen_parameters, mlp_from_weights
 from .storage import atomic_path
 
 # %% ../nbs/support/weights.ipynb #e9b8983a
@@ -155,21 +155,30 @@ def _filled(model, weights, path):
     model.load_state_dict(weights)
     return model.eval()
 
+# %% ../nbs/support/weights.ipynb #5afe00f2
+def _flagged(model, module):
+    "The module: what it says was trained; ValueError where that is nothing"
+    flags = [p.requires_grad for p in model.parameters()]
+    require(any(flags), 'module', getattr(module, '__name__', module),
+            'of a network with trained weights', 'all its parameters are frozen: leave '
+            'requires_grad as it was in training' if flags else 'this one has no parameters')
+    return model.requires_grad_(False) if all(flags) else model
+
 # %% ../nbs/support/weights.ipynb #5afe0025
 def load_network(
     path:str|Path, # .safetensors, or a state dict saved by torch.save
     module:str|Callable|None=None, # PKG:FACTORY or what returns it; None: a perceptron
     activation=None, # of a perceptron; None: exact ReLU
     device=None # as torch takes it; None: the CPU
-)->torch.nn.Module: # without gradients of its weights, in float32 or float64
+)->torch.nn.Module: # in float32 or float64; a weight has a gradient only beside frozen ones
     """The network in a checkpoint; nothing in the file is ever run
 
     FileNotFoundError, or ValueError for weights that do not fit."""
     weights = load_weights(path)
-    if module: model = _filled(_made(module), weights, path)
+    if module: model = _flagged(_filled(_made(module), weights, path), module)
     else: model = mlp_from_weights(weights, *([activation] if activation else []))
     if next(model.parameters()).element_size() < 4: model.float()
-    return model.requires_grad_(False).to(device)
+    return (model if module else model.requires_grad_(False)).to(device)
 
 # %% ../nbs/support/weights.ipynb #d579c8ef
 # shapes of the images that are known by their number of pixels
@@ -255,19 +264,22 @@ class Description:
     widths:list|tuple=() # of a perceptron's layers
     bias:str='' # 'all', 'first' or 'none': where a perceptron has them
     module:str='' # name of the class, if it is no perceptron
+    frozen:int=0 # how many of the numbers were not trained
 
     def record(self)->dict: # plain values
         "What is known, by name"
-        if self.module: return dict(
-            parameters=self.parameters, dtype=self.dtype, module=self.module, homogeneous=None)
+        frozen = dict(frozen=self.frozen) if self.frozen else {}
+        if self.module: return dict(parameters=self.parameters, dtype=self.dtype,
+                                    module=self.module, homogeneous=None) | frozen
         return dict(parameters=self.parameters, dtype=self.dtype, widths=self.widths,
-                    bias=self.bias, homogeneous=self.homogeneous)
+                    bias=self.bias, homogeneous=self.homogeneous) | frozen
 
     def __str__(self):
         head = self.module or ' -> '.join(map(str, self.widths)) + {
             'all': ', biases in all layers', 'first': ', bias in the first layer only',
             'none': ', no biases'}[self.bias]
-        return f'{head}; {self.parameters:,} parameters in {self.dtype}'
+        frozen = f', {self.frozen:,} of them frozen' if self.frozen else ''
+        return f'{head}; {self.parameters:,} parameters in {self.dtype}{frozen}'
 
 # %% ../nbs/support/weights.ipynb #5afe0042
 def describe(
@@ -276,7 +288,8 @@ def describe(
     "Size, dtype, layers and homogeneity of a network"
     params = list(model.parameters())
     size, dtype = sum(p.numel() for p in params), str(params[0].dtype).removeprefix('torch.')
+    frozen = sum(p.numel() for p in frozen_parameters(model).values())
     if not isinstance(model, MLP):
-        return Description(size, dtype, None, module=type(model).__name__)
-    return Description(size, dtype, model.bias != 'all' or len(model.widths) == 2,
-                       model.widths, model.bias)
+        return Description(size, dtype, None, module=type(model).__name__, frozen=frozen)
+    scales = None if frozen else model.bias != 'all' or len(model.widths) == 2
+    return Description(size, dtype, scales, model.widths, model.bias, frozen=frozen)

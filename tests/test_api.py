@@ -29,8 +29,8 @@ ROOT = Path(__file__).parent.parent
 MODULES = tuple(
     '''
     identifiability objectives splitting convergence experiments inversion peeling
-    checks tables networks decomposition eigenvectors tangents penalties presets optimisers descent lanczos
-    tidy rules storage weights certificates training data metrics settings records problems runs search
+    checks tables networks decomposition eigenvectors tangents plain validator penalties presets optimisers
+    descent lanczos tidy rules storage weights certificates training data metrics settings records problems runs search
     figures studies claims options answers given attacks commands cli
     '''.split()
 )  # the order of CONTRIBUTING.md

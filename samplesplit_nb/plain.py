@@ -115,6 +115,9 @@ def fold_weight_norms(
         parts = [f'{at}parametrizations.{name}.original{i}' for i in (0, 1)]
         if not all(part in trained for part in parts): continue # g or v is a constant
         flag = sub.parametrizations[name].original0.requires_grad
+        kind = type(sub) # which copies share, and whose attributes are taken away
+        sub.__class__ = type(kind.__name__, kind.__bases__, {
+            k: v for k, v in vars(kind).items() if k not in ('__dict__', '__weakref__')})
         parametrize.remove_parametrizations(sub, name)
         getattr(sub, name).requires_grad_(flag)
         folded.append(at + name)

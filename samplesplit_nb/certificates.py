@@ -355,7 +355,6 @@ def pin_to_kinks(
     before, after = flat_parameters(model).double(), flat_parameters(pinned)
     return Pinned(pinned, ((after - before).norm()/before.norm()).item())
 
-# %% ../nbs/support/certificates.ipynb #ce000046
 def _pin_layer(layer, h, tol):
     "Move a layer's neurons onto their kinks at the inputs h"
     rows, inputs = _affine(layer, h)
@@ -502,8 +501,10 @@ def _parts_text(parts, most=8):
     order = sorted(parts, key=lambda p: -p.share)
     named = [f'{p.name} {p.share:.1%}, {p.unexplained:.2f}' for p in order[:most]]
     if len(order) > most: named.append(f'{len(order) - most} smaller')
-    if order[0].share > .5 and order[0].unexplained > .9: named.append(
-        f'most of |theta| is {order[0].name}, which the samples do not explain')
+    first, *rest = order
+    apart = sum(p.share*p.unexplained**2 for p in rest) < .25*sum(p.share for p in rest)
+    if first.share > .5 and first.unexplained > .9 and apart: named.append(
+        f'most of |theta| is {first.name}, which the samples do not explain')
     return f'share of |theta|^2 and part left unexplained, by tensor: {"; ".join(named)}'
 
 # %% ../nbs/support/certificates.ipynb #ce000057
@@ -580,7 +581,6 @@ def _sizes(model, X, y, n, d):
             'give the numbers in a sample')
     return n, d
 
-# %% ../nbs/support/certificates.ipynb #ce000063
 def certify(
     model:torch.nn.Module, # takes (n, d), gives (n, 1) or (n, classes)
     X:Tensor|None=None, # (n, d) training samples; None: without the parts that need them

@@ -30,8 +30,8 @@ MODULES = tuple(
     '''
     identifiability objectives splitting convergence experiments inversion peeling
     checks tables networks decomposition eigenvectors tangents plain validator penalties presets optimisers
-    descent lanczos tidy rules storage weights certificates training data metrics settings records problems runs search
-    figures studies claims options answers given attacks commands cli
+    descent lanczos tidy rules storage weights certificates training data metrics settings records problems
+    runs search figures studies claims options answers given attacks commands cli
     '''.split()
 )  # the order of CONTRIBUTING.md
 SHAPE = re.compile(

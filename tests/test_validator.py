@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, weight_norm
 from torch.utils.checkpoint import checkpoint
 from samplesplit_nb import attacks
+from samplesplit_nb.inversion import invert_gradient
 from samplesplit_nb.certificates import kkt_stationarity, tensor_parts
 from samplesplit_nb.networks import MLP, trained_parameters
 from samplesplit_nb.objectives import KKTObjective, NTKObjective
@@ -486,3 +487,21 @@ def test_commands_say_what_was_found(tmp_path, monkeypatch):
             method='kkt',
             out='p',
         )
+
+
+def test_inversion_leaves_frozen_layers_out_of_what_is_explained():
+    "A frozen last layer is no part of the step; a frozen first one leaves nothing to read"
+    net = MLP([6, 200, 60, 1], bias='all', seed=1, dtype=torch.float64)
+    net.layers[2].requires_grad_(False)
+    x = torch.randn(2, 6, generator=torch.Generator().manual_seed(0)).double()
+    own = list(trained_parameters(net).values())
+    step = [
+        *torch.autograd.grad(net(x).sum(), own),
+        *(torch.zeros_like(p) for p in net.layers[2].parameters()),
+    ]
+    found = invert_gradient(net, step)
+    assert found.complete and found.remainder < 1e-6
+    net.requires_grad_(True).layers[0].requires_grad_(False)
+    step = [torch.zeros_like(p) if i < 2 else p for i, p in enumerate(step)]
+    with pytest.raises(ValueError, match='network=<layers.0.weight, layers.0.bias frozen>'):
+        invert_gradient(net, step)

@@ -6,14 +6,14 @@
 __all__ = ['certify_file', 'reconstruct_file', 'invert_files', 'evaluate']
 
 # %% ../nbs/support/attacks.ipynb #attacks-imports
-import time
+import copy, time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 import numpy as np
 import torch
-from torch.nn import Module, Sequential, Unflatten
+from torch.nn import Module
 from .answers import Answer, begin, writable_folder
 from .certificates import WeightsCertificate, certify
 from .checks import pick_device, require, require_count, require_finite
@@ -35,6 +35,7 @@ from .records import split_row, thin
 from .settings import OURS, Experiment, published
 from .splitting import Splitting, reconstruct
 from .storage import Checkpoint, load_arrays, save_arrays, save_figure, save_json
+from .validator import Prepared, prepared
 from .weights import (InputShape, describe, input_shape, load_network,
     pictures_to_rows, rows_to_pictures)
 
@@ -42,6 +43,22 @@ from .weights import (InputShape, describe, input_shape, load_network,
 def _outputs(model, takes):
     "How many numbers the network gives for one input"
     return model(next(model.parameters()).new_zeros(1, *takes.one)).shape[1]
+
+# %% ../nbs/support/attacks.ipynb #0a7a0002
+def _validated(o, model, step=False, double=False):
+    "(the module as an attack takes it, what was found); ValueError for one that is refused"
+    tried = not isinstance(model, MLP) and o.shape is not None and min(o.shape, default=0) > 0
+    return prepared(model, tuple(o.shape), step, double) if tried else Prepared(model, [])
+
+def _records(findings):
+    "Findings for a record, where there are any"
+    return dict(findings=[f.record() for f in findings]) if findings else {}
+
+def _on_rows(model, shape):
+    "A module on rows of numbers; its parameters keep their names"
+    model = copy.deepcopy(model)
+    model.register_forward_pre_hook(lambda m, args: (args[0].unflatten(1, shape),))
+    return model
 
 # %% ../nbs/support/attacks.ipynb #189aae83
 def _on_data(o, model, takes, outputs):
@@ -51,7 +68,7 @@ def _on_data(o, model, takes, outputs):
     require(outputs == 1 or int(y.max()) < outputs, 'data', o.data,
             f'of at most {outputs} classes, one for each output',
             'name the data that it was trained on')
-    net = model if takes.rows else Sequential(Unflatten(1, takes.shape), model)
+    net = model if takes.rows else _on_rows(model, takes.shape)
     return net, pictures_to_rows(data.X, takes.shape).to(param), y.to(param.device), data
 
 # %% ../nbs/support/attacks.ipynb #883b49e3
@@ -67,8 +84,10 @@ def certify_file(
             'leave out one of the two')
     power = None if o.degree is None else Polynomial.power(o.degree)
     model = load_network(o.weights, o.module, power, pick_device(o.device))
+    model, findings = _validated(o, model, double=True)
     takes, about = input_shape(model, o.shape), describe(model)
     say(f'network: {about}')
+    for f in findings: say(str(f))
     net, X, y, data = (_on_data(o, model, takes, _outputs(model, takes)) if o.data
                        else (model, None, None, None))
     say_images(say, data)
@@ -77,7 +96,8 @@ def certify_file(
     say(str(found))
     told = None if data is None else about_images(o, data)
     return say.answer(found, dict(command='certify', weights=str(o.weights), data=told,
-                                  network=about.record()) | found.record())
+                                  network=about.record(), **_records(findings))
+                      | found.record())
 
 # %% ../nbs/support/attacks.ipynb #7b0b9f0c
 def _settings(o, method, dtype):
@@ -120,6 +140,7 @@ def _before(o, model):
     "The network before training; ValueError unless its shapes are those of the model"
     param = next(model.parameters())
     init = load_network(o.init, o.module, device=param.device)
+    init, _ = _validated(o, init, step=True)
     require([p.shape for p in init.parameters()] == [p.shape for p in model.parameters()],
             'init', o.init, 'of the same shapes as the weights after it',
             'give the same network before training')
@@ -137,12 +158,14 @@ class _Prepared:
     objective:ReconstructionObjective
     start:Start
     splitting:Splitting|None
+    findings:list # of `ModuleFinding`
 
 # %% ../nbs/support/attacks.ipynb #c0330028
 def _prepare(o):
     "Networks, images and settings; ValueError for what does not go together"
     method = _method(o)
     model = load_network(o.weights, o.module, device=pick_device(o.device))
+    model, findings = _validated(o, model, step=method == 'ntk')
     takes = input_shape(model, o.shape)
     _check_attack(o, method, _outputs(model, takes))
     dtype = next(model.parameters()).dtype
@@ -152,7 +175,7 @@ def _prepare(o):
     shape = None if takes.rows else takes.shape
     objective = make_objective(e, model, init, e.k, shape=shape, chunk_size=o.chunk_size)
     return _Prepared(method, model, takes, data, e, objective, draw_start(e, objective, e.k),
-                     make_splitting(e) if e.splits and not o.no_split else None)
+                     make_splitting(e) if e.splits and not o.no_split else None, findings)
 
 # %% ../nbs/support/attacks.ipynb #c4d75d72
 def _save_found(o, out, takes, data, arrays, record, say):
@@ -181,6 +204,7 @@ def _attack_record(o, ready, found):
     return dict(
         command='reconstruct', weights=str(o.weights), init=o.init, method=ready.method,
         preset=o.preset, network=describe(ready.model).record(), seed=o.seed,
+        **_records(ready.findings),
         settings=dict(k=e.k, steps=e.steps, lr=e.lr, chunk_size=o.chunk_size,
                       lr_multipliers=make_descent(e, e.k).lr_multipliers, rule=rule,
                       split_every=e.period),
@@ -235,6 +259,7 @@ def reconstruct_file(
     o, say = begin(ReconstructOptions, options, hear, settings)
     out, ready = writable_folder(o.out), _prepare(o)
     about, e = _say_network(say, ready.model, o.module), ready.experiment
+    for f in ready.findings: say(str(f))
     say_images(say, ready.data)
     if ready.method != 'ntk' and about.homogeneous is False: say(
         'note: with a bias after the first layer the network is not homogeneous, and the KKT '
@@ -267,7 +292,7 @@ def _ready_to_invert(o):
 # %% ../nbs/support/attacks.ipynb #c0330038
 def _inversion(o, model, init):
     "What `invert_gradient` says of the step between two networks"
-    step = [q.double() - p.double() for p, q in zip(init.parameters(), model.parameters())]
+    step = [(q - p.double()).detach() for p, q in zip(init.parameters(), model.parameters())]
     try: return invert_gradient(init, step, samples=o.samples, directions=o.directions,
                                 rounds=o.rounds, seed=o.seed)
     except ValueError as e: # the step from an unrelated network has no end of its rank either

@@ -15,7 +15,7 @@ from .checks import (
     require, require_count, require_finite, require_number, seeded)
 from .decomposition import decompose, require_degree, row_basis
 from .identifiability import Recovery, require_network
-from .networks import MLP
+from .networks import MLP, frozen_parameters
 
 # %% ../nbs/beyond/inversion.ipynb #14be0007
 def _require_step(a0, W0, dW):
@@ -366,13 +366,21 @@ def _multipliers(layers, x, gradients): # (k, outputs)
     return (size*(inverse @ (size*right.flatten()))).view(k, outputs)
 
 # %% ../nbs/beyond/inversion.ipynb #14be0027
+def _constants(network, gradient):
+    "Names of the parameters that were not trained: frozen, and without a gradient"
+    frozen = frozen_parameters(network)
+    return [name for g, (name, _) in zip(gradient, network.named_parameters())
+            if name in frozen and not (g != 0).any()]
+
 def _unexplained(network, gradient, X, c):
     "What the samples leave of the gradient, relative to it, by autograd through all layers"
-    copied = copy.deepcopy(network).double().requires_grad_(True)
+    copied, constants = copy.deepcopy(network).double(), _constants(network, gradient)
+    of = [(g, p.requires_grad_()) for g, (name, p) in zip(gradient, copied.named_parameters())
+          if name not in constants]
     with torch.enable_grad(): value = (c*copied(X)).sum()
-    mine = torch.autograd.grad(value, list(copied.parameters()))
+    mine = torch.autograd.grad(value, [p for _, p in of])
     size = lambda parts: sum(v.square().sum().item() for v in parts)
-    return math.sqrt(size(g - f for g, f in zip(gradient, mine))/size(gradient))
+    return math.sqrt(size(g - f for (g, _), f in zip(of, mine))/size(g for g, _ in of))
 
 # %% ../nbs/beyond/inversion.ipynb #14be002a
 @dataclass(frozen=True)
@@ -428,6 +436,11 @@ def _require_gradient(network, gradient):
             'one tensor per parameter, in the order of network.parameters()')
     for g in gradient: require_finite('gradient', g)
     for p in network.parameters(): require_finite('weights', p)
+    frozen = [name for name in _constants(network, gradient)
+              if name.startswith(('layers.0.', 'layers.1.'))]
+    require(not frozen, 'network', f'<{", ".join(frozen)} frozen>',
+            'trained in its first two layers, whose gradients are read',
+            '`NTKObjective` needs no particular layer')
     second = gradient[2:4] if network.layers[1].bias is not None else gradient[2:3]
     require(all(any(bool((g != 0).any()) for g in layer) for layer in (gradient[:2], second)),
             'gradient', '<all zero>', 'nonzero in the first two layers',

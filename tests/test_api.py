@@ -29,9 +29,10 @@ ROOT = Path(__file__).parent.parent
 MODULES = tuple(
     '''
     identifiability objectives splitting convergence experiments inversion peeling
-    checks tables networks decomposition eigenvectors tangents penalties presets optimisers descent lanczos
-    tidy rules storage checkpoints weights certificates training arrayfiles folders data metrics settings
-    records problems runs search figures studies claims options answers given attacks commands cli
+    checks tables networks decomposition eigenvectors tangents plain validator penalties presets optimisers
+    descent lanczos tidy rules storage checkpoints weights certificates training arrayfiles folders data
+    metrics settings records problems runs search figures studies claims options answers given attacks
+    commands cli
     '''.split()
 )  # the order of CONTRIBUTING.md
 SHAPE = re.compile(

@@ -86,6 +86,8 @@ def test_layers_call_downwards_only():
         'data': ['checks', 'arrayfiles', 'folders'],
         'metrics': ['checks', 'tables'],
         'tangents': ['checks', 'networks'],
+        'plain': ['networks'],
+        'validator': ['checks', 'networks', 'plain', 'tangents'],
         'decomposition': ['checks'],
         'eigenvectors': ['checks'],
         'identifiability': ['checks', 'decomposition', 'eigenvectors', 'networks'],
@@ -127,7 +129,7 @@ def test_layers_call_downwards_only():
     below['answers'] = ['checks', 'storage']
     below['given'] = ['checks', 'data', 'metrics', 'problems']
     files = 'figures', 'certificates', 'weights', 'options', 'answers'
-    below['attacks'] = [*below['problems'], 'problems', 'records', 'inversion', *files, 'given']
+    below['attacks'] = [*below['problems'], 'problems', 'records', 'inversion', *files, 'given', 'validator']
     below['commands'] = [*below['experiments'], 'experiments', *files, 'given', 'attacks']
     below['cli'] = ['checks', 'tables', 'options', 'answers', 'commands', 'storage']
     found = set()

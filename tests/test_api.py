@@ -28,8 +28,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = tuple(
     '''
-    identifiability objectives splitting convergence experiments inversion peeling
-    checks tables networks decomposition eigenvectors tangents penalties presets optimisers descent lanczos
+    identifiability objectives splitting convergence experiments inversion shallow steps peeling
+    checks tables networks perceptrons decomposition eigenvectors tangents penalties presets optimisers descent lanczos
     tidy rules storage weights certificates training data metrics settings records problems runs search
     figures studies claims options answers given attacks commands cli
     '''.split()

@@ -230,7 +230,9 @@ def _certain(layers, x, factors):
                if len(t.values) >= len(values)]
     c = torch.linalg.eigh(sum(o @ o.mT for o in outside))[1][:, None, :, 0]
     signals = [(c @ d)[:, 0] for d in deltas]
-    part = torch.stack([(c @ o)[:, 0].norm(dim=1)/s.norm(dim=1).clamp_min(1e-300)
+    # a signal of zero is no sample's: as far outside as can be
+    part = torch.stack([torch.where((s != 0).any(1), (c @ o)[:, 0].norm(dim=1)
+                                    / s.norm(dim=1).clamp_min(1e-300), 1.)
                         for o, s in zip(reversed(outside), reversed(signals))]).amax(0)
     scale = 1/((inputs[-1] @ V/values)*(signals[-1] @ U)).sum(1, keepdim=True)
     good = (part < _OUTSIDE).nonzero()[:, 0]
@@ -269,8 +271,8 @@ def _require_room(layers, plan, inside, given):
     name, value, most = (('samples', plan.samples, min(neurons//2, inside)) if given is None
                          else ('directions', given, room))
     require(s <= room, name, value,
-            f'at most {most} with {layers.sizes}: {r - 1} unknowns per sample need more equations than the '
-            f'{neurons - s} there are',
+            f'at most {most} with {layers.sizes}: {r - 1} unknowns per sample need more '
+            f'equations than the {neurons - s} there are',
             'use a wider network, or fewer directions')
 
 # %% ../nbs/beyond/inversion.ipynb #14be001d
@@ -421,10 +423,11 @@ def _verdict(plan, k, sharp, left, complete):
                            'too few neurons, or images alike, do not come apart')
     if not k: return (f'0 of {n} samples: no input fits the step of the second layer; '
                       'other weights before training, another activation or another optimiser')
-    how = 'exactly' if sharp == k else f'{sharp} exactly, {k - sharp} nearly' if sharp else 'nearly'
-    return (f'{k} inputs found of {n} counted, {how}{_why_not_all(plan, k)}. The step is a sum '
-            f'of gradients at moving weights, so the inputs explain only {max(1 - left, 0):.0%} '
-            'of it as one gradient')
+    how = ('exactly' if sharp == k else f'{sharp} exactly, {k - sharp} nearly' if sharp
+           else 'nearly')
+    return (f'{k} inputs found of {n} counted, {how}{_why_not_all(plan, k)}. The step is a '
+            'sum of gradients at moving weights, so as one gradient the inputs explain only '
+            f'{max(1 - left, 0):.0%} of it')
 
 # %% ../nbs/beyond/inversion.ipynb #14be002d
 def _answer(network, gradient, search):

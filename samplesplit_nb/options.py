@@ -171,8 +171,8 @@ class InvertOptions(NetworkOptions, KnownImages, ComputeOptions):
     decay is found and undone; Adam's steps cannot be read.
     """
     init:File|None=None # the weights of the same network before the step, or before training
-    activation:Name|None=None # relu, leaky-relu:0.01, tanh, sigmoid, gelu, silu, softplus, elu, ...
-        # (default: relu; with --module the module's own), one for each hidden layer with commas
+    activation:Name|None=None # relu, leaky-relu:0.01, tanh, sigmoid, gelu, silu, softplus,
+        # elu, ...; with commas one for each hidden layer (default: relu, or the module's own)
     samples:int|None=None # how many there are (default: counted)
     directions:int|None=None # of the second layer to keep (default: one for each sample, four
         # after many steps)

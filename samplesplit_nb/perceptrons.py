@@ -48,8 +48,10 @@ _KNOWN = {
     'hardtanh': _Known(F.hardtanh), 'relu6': _Known(F.relu6),
     'hardswish': _Known(F.hardswish), 'hardsigmoid': _Known(F.hardsigmoid),
     'identity': _Known(lambda z: z)}
-_ALIASES = {'swish': 'silu', 'lrelu': 'leakyrelu', 'logistic': 'sigmoid', 'linear': 'identity'}
-_SHOWN = 'relu, leaky-relu:0.01, tanh, sigmoid, gelu, gelu-tanh, silu, softplus, elu, selu, mish'
+_ALIASES = {'swish': 'silu', 'lrelu': 'leakyrelu', 'logistic': 'sigmoid',
+            'linear': 'identity'}
+_SHOWN = ('relu, leaky-relu:0.01, tanh, sigmoid, gelu, gelu-tanh, silu, softplus, elu, selu, '
+          'mish')
 
 # names worth trying where it is not known which one it was
 LIKELY = ('relu', 'tanh', 'sigmoid', 'gelu', 'gelu-tanh', 'silu', 'softplus', 'elu', 'selu',
@@ -145,7 +147,8 @@ class _Watched:
         m = self.before.out_features
         flat = F.pad(z.flatten(), (0, -z.numel() % m)).view(-1, m)
         x = self.x.expand(len(flat), *self.x.shape[1:])
-        return _run(self.model, x, self.before, flat, self.after).flatten()[:z.numel()].view_as(z)
+        seen = _run(self.model, x, self.before, flat, self.after)
+        return seen.flatten()[:z.numel()].view_as(z)
 
 def _elementwise(f, other, m):
     "Is f one function for all neurons, whatever the input?"
@@ -200,7 +203,8 @@ def _only_dense(model, called):
     "ValueError unless all parameters are those of dense layers, each called once"
     known = {id(p) for _, layer in called for p in layer.parameters()}
     other = [name for name, p in model.named_parameters() if id(p) not in known]
-    conv = [name for name, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)]
+    conv = [name for name, m in model.named_modules()
+            if isinstance(m, nn.modules.conv._ConvNd)]
     require(not conv, 'module', f'<convolution {", ".join(conv[:3])}>', 'of dense layers',
             "a convolution's step is spanned by patches of all places, not by the images, so "
             f'no image can be solved for in it; {_OTHER}')
@@ -232,8 +236,8 @@ def perceptron_in(
     with torch.no_grad():
         try: called, why = _order(own, x), ''
         except Exception as e: called, why = [], ' '.join(str(e).split())[:120]
-        require(not why, 'module', f'<input {tuple(shape)}: {why}>', 'a module that runs on it',
-                'check `shape`')
+        require(not why, 'module', f'<input {tuple(shape)}: {why}>',
+                'a module that runs on it', 'check `shape`')
         _only_dense(own, called)
         f = [_activation(own, a, b, x) for a, b in zip(called, called[1:])]
         scale, shift = _entrance(own, called[0][1], shape, x)

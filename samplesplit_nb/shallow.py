@@ -7,15 +7,12 @@ __all__ = ['invert_shallow']
 
 # %% ../nbs/beyond/shallow.ipynb #5a000003
 from dataclasses import replace
-from typing import NamedTuple
 import torch
-from torch import Tensor
 from .checks import require
 from .inversion import (
     Inversion, _activations, _certain, _distinct, _end, _factors, _in_float64, _in_units,
-    _multipliers, _OUTSIDE, _require_gradient, _require_settings, _SHARP, _solve, _unexplained)
+    _multipliers, _require_gradient, _require_settings, _SHARP, _solve, _unexplained)
 from .networks import MLP
-from .perceptrons import Elementwise
 
 # %% ../nbs/beyond/shallow.ipynb #5a000010
 def _two_slopes(f):
@@ -103,8 +100,8 @@ def _one_per_pattern(layers, x): # rows of x, in order
     return x[sorted(best)]
 
 # %% ../nbs/beyond/shallow.ipynb #5a000020
-def _checked(layers, x, left, n, accept):
-    "Those of x (k, d+1) whose signal is so near to the span of the columns, surest first"
+def _checked(layers, x, left, n):
+    "Those of x (k, d+1) whose signal is in the span of the columns, the surest first"
     if not len(x): return x
     factors, near = [_factors(left, n)], []
     for part in x.split(5000):
@@ -112,16 +109,18 @@ def _checked(layers, x, left, n, accept):
         near.append((part[kept.places], kept.outside))
     x, outside = (torch.cat(v) for v in zip(*near))
     order = outside.argsort()
-    return _one_per_pattern(layers, x[order[outside[order] < accept]][:2000])
+    return _one_per_pattern(layers, x[order[outside[order] < _ACCEPT]][:2000])
 
-def _piece_by_piece(layers, G, n, accept=1e-6):
+_ACCEPT = .01 # one neuron of 5000 on the wrong side leaves more outside the span
+
+def _piece_by_piece(layers, G, n):
     "(samples (k, d+1), all by squares?): what is found is taken out, and the rest is smaller"
     exact = True
     x, left, noise = G.new_zeros(0, G.shape[1]), G, max(1e-10, 100/_end(G).drop)
     while len(x) < n:
         before = len(x)
         for squares, tried in layers.candidates(left, n - before, noise):
-            new = torch.cat([x, _checked(layers, tried, left, n - before, accept)])
+            new = torch.cat([x, _checked(layers, tried, left, n - before)])
             x = new[_distinct(new, .01)][:n]
             if len(x) > before:
                 exact = exact and squares
@@ -145,9 +144,7 @@ def _by_squares(network, gradient, slopes, samples):
     layers = _Bent(network, slopes)
     (G,) = layers.parts(gradient)
     n = _count(G, samples)
-    for accept in (min(max(10/_end(G).drop, 1e-6), .01), _OUTSIDE): # one step, or several
-        x, exact = _piece_by_piece(layers, G, n, accept)
-        if len(x): break
+    x, exact = _piece_by_piece(layers, G, n)
     found = _certain(layers, x, [_factors(G, n)]) if len(x) else None
     if len(x) == n:
         better = _polished(layers, x, G)
@@ -176,7 +173,8 @@ def _judged(network, gradient, X, c, distance, n, exact=True):
     left, k = _unexplained(network, gradient, X, c), len(X)
     sharp = int((distance < 1e-5).sum())*exact
     complete = k == n and left < 1e-4
-    how = 'exactly' if sharp == k else f'{sharp} exactly, {k - sharp} nearly' if sharp else 'nearly'
+    how = ('exactly' if sharp == k else f'{sharp} exactly, {k - sharp} nearly' if sharp
+           else 'nearly')
     sentence = (f'all {n} samples: they explain the gradient to {left:.0e}' if complete else
                 f'{k} of {n} samples' + f' read off, {how}'*bool(k) +
                 f', {left:.0e} of the gradient is left: for the others there are too few '
@@ -240,11 +238,14 @@ def invert_shallow(
 def _by_search(network, gradient, samples, rounds, seed):
     "The `Inversion` of a network with a smooth activation; nearly, if not exactly"
     outputs = network.layers[1].out_features
-    require(outputs == 1, 'outputs', outputs, '1 with one hidden layer and a smooth activation',
-            'with ReLU and leaky ReLU it may be any number; `samplesplit reconstruct` takes any')
+    require(outputs == 1, 'outputs', outputs,
+            '1 with one hidden layer and a smooth activation',
+            'with ReLU and leaky ReLU it may be any number; `samplesplit reconstruct` is for '
+            'all')
     layers = _Smooth(network)
     for accept in (None, .03):
-        found = _solve(network, gradient, layers, samples, None, None, rounds, 40, accept, seed)
+        found = _solve(network, gradient, layers, samples, None, None, rounds, 40, accept,
+                       seed)
         if len(found.X): break
     return _judged(network, gradient, found.X, found.multipliers, found.distance,
                    found.samples)

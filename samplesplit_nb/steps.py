@@ -7,9 +7,8 @@ __all__ = ['decay_factors', 'StepInversion', 'invert_step']
 
 # %% ../nbs/beyond/steps.ipynb #57000003
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 import torch
-from torch import Tensor
 from .checks import require
 from .inversion import Inversion, _end, invert_gradient
 from .networks import MLP
@@ -57,7 +56,8 @@ def _of_later(before, after, first):
 
 def _of_bias(step, before, after, c):
     "c or 1, by the step of the weights (m, d): the bias moves in the span of its columns"
-    U = torch.linalg.svd(step, full_matrices=False)[0][:, :max(min(_end(step).rank, len(step)//2), 1)]
+    rank = max(min(_end(step).rank, len(step)//2), 1)
+    U = torch.linalg.svd(step, full_matrices=False)[0][:, :rank]
     def outside(c):
         b = after.double() - c*before.double()
         return (b - U @ (U.T @ b)).norm().item()
@@ -139,13 +139,13 @@ class StepInversion:
 
 def _note_of_decay(factors):
     shrunk = sorted({f'{c:.6g}' for c in factors if c != 1})
-    return [f'the weights before training were shrunk by c = {", ".join(shrunk)}: gradient '
-            'descent with weight decay; undone'] if shrunk else []
+    return [f'the weights before training were shrunk by c = {", ".join(shrunk)}: '
+            'gradient descent with weight decay; undone'] if shrunk else []
 
 def _require_same(before, after):
     shapes = [[tuple(p.shape) for p in net.parameters()] for net in (before, after)]
-    require(shapes[0] == shapes[1], 'before', shapes[0], f'of the shapes after it, {shapes[1]}',
-            'give the same network before training')
+    require(shapes[0] == shapes[1], 'before', shapes[0],
+            f'of the shapes after it, {shapes[1]}', 'give the same network before training')
 
 # %% ../nbs/beyond/steps.ipynb #57000023
 def invert_step(
@@ -166,7 +166,7 @@ def invert_step(
     try: found = _invert(before, step, samples=samples, directions=directions, rounds=rounds,
                          seed=seed)
     except ValueError as e: # its other errors say what to do
-        if 'samples=None' not in str(e): raise
+        if samples or not str(e).startswith('samples='): raise
         raise ValueError(f'{e}; likely cause: {_cause(before, after)}; check that `init` is '
                          'this network before training') from e
     return StepInversion(found, factors, tuple(_note_of_decay(factors) + _why_nothing(

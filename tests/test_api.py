@@ -29,9 +29,9 @@ ROOT = Path(__file__).parent.parent
 MODULES = tuple(
     '''
     identifiability objectives splitting convergence experiments inversion shallow steps peeling
-    checks tables networks perceptrons decomposition eigenvectors tangents penalties presets optimisers descent lanczos
-    tidy rules storage weights certificates training data metrics settings records problems runs search
-    figures studies claims options answers given attacks commands cli
+    checks tables networks perceptrons decomposition eigenvectors tangents penalties presets optimisers
+    descent lanczos tidy rules storage weights certificates training data metrics settings records problems
+    runs search figures studies claims options answers given attacks commands cli
     '''.split()
 )  # the order of CONTRIBUTING.md
 SHAPE = re.compile(

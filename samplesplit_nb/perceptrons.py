@@ -179,7 +179,9 @@ class Found(NamedTuple):
     network:MLP
     scale:Tensor # (d,)
     shift:Tensor # (d,)
-    def inputs(self, rows:Tensor)->Tensor: # (k, d) as the module takes them, flattened
+    def inputs(self,
+        rows:Tensor # (k, d) as the first layer takes them
+    )->Tensor: # (k, d) as the module takes them, flattened
         "The module's inputs, from those of the first layer"
         return (rows - self.shift.to(rows))/self.scale.to(rows)
 

@@ -315,7 +315,9 @@ def test_weight_decay_is_one_number(name, dtype):
         else:
             assert c[i] < 0.99 and abs(c[i] - c[0]) < 1e-5
     answer = invert_step(net, model)
-    assert bool(answer.notes) == (which != 'none') and answer.found.samples == 10
+    # the gradients of a bias that does not decay have other weights: one direction more
+    assert answer.found.samples in ((10, 11) if name == 'biases not' else (10,))
+    assert bool(answer.notes) == (which != 'none')
     assert not answer.notes or 'weight decay' in answer.notes[0]
     assert (nearest(DATA.X[:10], answer.found.X) < 1).sum() >= 7
 

@@ -106,7 +106,7 @@ def perceptron(
     with torch.no_grad():
         for layer, (w, b) in zip(model.layers, layers):
             layer.weight.copy_(w)
-            if b is None: layer.bias = None # type: ignore[assignment] # torch allows it
+            if b is None: layer.register_parameter('bias', None)
             else: layer.bias.copy_(b)
     return model.requires_grad_(False)
 

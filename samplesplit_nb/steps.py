@@ -43,7 +43,7 @@ def _sharpness(step):
 def _of_first(before, after):
     "The factor of the first layer: 1 unless another ends ten times as sharply"
     c = _often(before, after)
-    if c is None or c <= 0: return 1.
+    if c is None or c <= 0 or abs(c - 1) < 10*torch.finfo(before.dtype).eps: return 1.
     sharp = _sharpness(after.double() - c*before.double())
     return c if sharp > max(10*_sharpness(after.double() - before.double()), 10) else 1.
 

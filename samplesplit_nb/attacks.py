@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 import torch
-from torch.nn import Module
+from torch.nn import Linear, Module
 from .answers import Answer, begin, writable_folder
 from .certificates import WeightsCertificate, certify
 from .checks import pick_device, require, require_count, require_finite
@@ -22,10 +22,11 @@ from .descent import Reconstruction, ReconstructionError, Running
 from .figures import candidates_figure, matches_figure
 from .given import (
     about_images, candidate_scores, images_given, say_images, task_of)
-from .inversion import Inversion, invert_gradient
+from .inversion import Inversion
 from .metrics import score_text
 from .networks import MLP, Polynomial, is_relu
 from .objectives import ReconstructionObjective
+from .perceptrons import LIKELY, activation_named, perceptron, perceptron_in
 from .options import (METHODS, CertifyOptions, EvaluateOptions, InvertOptions,
     ReconstructOptions, require_positive)
 from .presets import PRESETS, preset
@@ -34,9 +35,10 @@ from .problems import (
 from .records import split_row, thin
 from .settings import OURS, Experiment, published
 from .splitting import Splitting, reconstruct
+from .steps import invert_step
 from .storage import Checkpoint, load_arrays, save_arrays, save_figure, save_json
 from .validator import Prepared, prepared
-from .weights import (InputShape, describe, input_shape, load_network,
+from .weights import (PICTURES, InputShape, describe, input_shape, load_network,
     pictures_to_rows, rows_to_pictures)
 
 # %% ../nbs/support/attacks.ipynb #c0330056
@@ -242,11 +244,12 @@ def _descend(o, out, ready, say):
             f'was found before is in {out/"reconstruction.npz"}', failed.last) from failed
 
 # %% ../nbs/support/attacks.ipynb #c7114442
-def _say_network(say, model, module):
+def _say_network(say, model, module, known='', other='--module names any other'):
     "The first lines of an attack; the network's `Description`"
     about = describe(model)
     say(f'network: {about}')
-    if not module: say('activation: ReLU, assumed; --module names any other')
+    if known: say(f'activation: {known}')
+    elif not module: say(f'activation: ReLU, assumed; {other}')
     return about
 
 # %% ../nbs/support/attacks.ipynb #c0330031
@@ -275,38 +278,81 @@ def reconstruct_file(
     return say.answer(found, record)
 
 # %% ../nbs/support/attacks.ipynb #add0f4a4
+def _activated(model, names):
+    "A perceptron from a file with the activations of that name, or those names"
+    f, hidden = [activation_named(name) for name in names.split(',')], len(model.layers) - 1
+    require(len(f) in (1, hidden), 'activation', repr(names), f'one name, or {hidden}',
+            'as many as there are hidden layers')
+    return perceptron([(layer.weight, layer.bias) for layer in model.layers],
+                      f*hidden if len(f) == 1 else f)
+
+@dataclass(frozen=True)
+class _Pair:
+    "What is inverted: two perceptrons, and what they are made from"
+    model:Module # as it is in the file
+    before:MLP
+    after:MLP
+    inputs:Callable # from what the first layer takes to what the model takes
+    takes:InputShape
+    data:ImageData|None
+
+def _pair(o, model, init, takes):
+    "(before, after, inputs) as perceptrons; ValueError for a module that is none"
+    if not isinstance(model, MLP):
+        found = [perceptron_in(v, takes.one) for v in (init, model)]
+        return found[0].network, found[1].network, found[0].inputs
+    if o.activation: init, model = (_activated(v, o.activation) for v in (init, model))
+    return init, model, lambda x: x
+
+def _takes(model, shape):
+    "`input_shape`; a module without one is given what its first dense layer takes, as rows"
+    first = next((m for m in model.modules() if isinstance(m, Linear)), None)
+    if shape is not None or isinstance(model, MLP) or first is None:
+        return input_shape(model, shape)
+    d = input_shape(model, (first.in_features,)).d
+    return InputShape(d, PICTURES.get(d), rows=True)
+
+# %% ../nbs/support/attacks.ipynb #add0f4a6
 def _ready_to_invert(o):
-    "(the network after and before, what it takes, the images); mistakes show here"
+    "The networks before and after, and the images; mistakes show here"
     require(o.init is not None, 'init', None,
             'the weights before training: what is read is the step from them',
             'give `init` FILE; the method kkt of `samplesplit reconstruct` needs none')
+    require(o.activation is None or not o.module, 'activation', o.activation,
+            'left out with `module`, which has its own', 'leave out one of the two')
     require_positive(o, 'samples', 'directions', 'rounds')
     model = load_network(o.weights, o.module, device=pick_device(o.device))
-    require(isinstance(model, MLP), 'module', o.module,
-            'a function that returns an MLP of samplesplit_nb.networks',
-            '`samplesplit reconstruct` takes any module')
-    init, takes = _before(o, model), input_shape(model, o.shape)
+    init, takes = _before(o, model), _takes(model, o.shape)
+    before, after, inputs = _pair(o, model, init, takes)
     data = images_given(o, task_of(_outputs(model, takes) > 1), takes.d) if o.data else None
-    return model, init, takes, data
+    return _Pair(model, before, after, inputs, takes, data)
 
 # %% ../nbs/support/attacks.ipynb #c0330038
-def _inversion(o, model, init):
-    "What `invert_gradient` says of the step between two networks"
-    step = [(q - p.double()).detach() for p, q in zip(init.parameters(), model.parameters())]
-    try: return invert_gradient(init, step, samples=o.samples, directions=o.directions,
-                                rounds=o.rounds, seed=o.seed)
-    except ValueError as e: # the step from an unrelated network has no end of its rank either
-        if 'samples=None' not in str(e): raise
-        raise ValueError(f'{e}, and check that `init` is this network before training') from e
+def _inversion(o, ready):
+    "What `invert_step` says of the step between two networks, in the module's inputs"
+    answer = invert_step(ready.before, ready.after, samples=o.samples, directions=o.directions,
+                         rounds=o.rounds, seed=o.seed, others=() if o.module else LIKELY)
+    found = answer.found
+    return replace(answer, found=replace(found, X=ready.inputs(found.X)))
+
+# %% ../nbs/support/attacks.ipynb #c0330060
+def _functions(network):
+    "The activations of a perceptron by name, once if they are all the same"
+    every = getattr(network, 'activations', (network.activation,))
+    names = ['relu' if is_relu(f) else getattr(f, 'name', type(f).__name__) for f in every]
+    return names[0] if len(set(names)) == 1 else ', '.join(names)
 
 # %% ../nbs/support/attacks.ipynb #c033005b
-def _inversion_record(o, model, found, seconds):
+def _inversion_record(o, ready, answer, seconds):
     "The result in numbers, and its arrays"
+    found = answer.found
     c = found.multipliers.cpu()
     record = dict(
         command='invert', weights=str(o.weights), init=o.init,
-        network=describe(model).record(), seed=o.seed,
-        settings=dict(samples=o.samples, directions=o.directions, rounds=o.rounds),
+        network=describe(ready.model).record(), seed=o.seed,
+        settings=dict(samples=o.samples, directions=o.directions, rounds=o.rounds,
+                      activation=_functions(ready.before)),
+        decay=list(answer.factors), notes=list(answer.notes),
         sentence=found.sentence, found=len(found.X), counted=found.samples,
         complete=found.complete, remainder=found.remainder, seconds=round(seconds, 2))
     arrays = dict(x=found.X.cpu(), lam=c[:, 0] if c.shape[1] == 1 else c,
@@ -323,17 +369,19 @@ def invert_files(
     "Read training data off the step between the weights in two files, and save what is found"
     o, say = begin(InvertOptions, options, hear, settings)
     out = writable_folder(o.out)
-    model, init, takes, data = _ready_to_invert(o)
-    _say_network(say, model, o.module)
-    say_images(say, data)
+    ready = _ready_to_invert(o)
+    _say_network(say, ready.model, o.module, _functions(ready.before)*bool(
+        o.activation or o.module), '--activation names any other')
+    say_images(say, ready.data)
     start = time.perf_counter()
-    found = _inversion(o, model, init)
-    seconds = time.perf_counter() - start
+    answer = _inversion(o, ready)
+    found, seconds = answer.found, time.perf_counter() - start
     say(f'result: {found.sentence}\n{len(found.X)} found, {found.samples} '
         f'{"given" if o.samples else "counted"}; {found.remainder:.1e} of the step is left; '
         f'{seconds:.2g} seconds')
-    record, arrays = _inversion_record(o, model, found, seconds)
-    record = _save_found(o, out, takes, data, arrays, record, say)
+    for note in answer.notes: say(f'note: {note}')
+    record, arrays = _inversion_record(o, ready, answer, seconds)
+    record = _save_found(o, out, ready.takes, ready.data, arrays, record, say)
     if 'scores' in record: say.exactly(score_text(record['scores']))
     return say.answer(found, record)
 

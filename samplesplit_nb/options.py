@@ -171,10 +171,13 @@ class InvertOptions(NetworkOptions, KnownImages, ComputeOptions):
     """Read training data off the step between two checkpoints
 
     Read training data off the difference of the weights after and before training, by
-    equations for one sample at a time (two hidden layers or more, a bias in the first). Exact
-    after one gradient step or linearised training, nearly so after many steps.
+    equations for one sample at a time (dense layers, any activation, a bias in the first).
+    Exact after one gradient step or linearised training, nearly so after many steps. Weight
+    decay is found and undone; Adam's steps cannot be read.
     """
     init:File|None=None # the weights of the same network before the step, or before training
+    activation:Name|None=None # relu, leaky-relu:0.01, tanh, sigmoid, gelu, silu, softplus,
+        # elu, ...; with commas one for each hidden layer (default: relu, or the module's own)
     samples:int|None=None # how many there are (default: counted)
     directions:int|None=None # of the second layer to keep (default: one for each sample, four
         # after many steps)

@@ -28,10 +28,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = tuple(
     '''
-    identifiability objectives splitting convergence experiments inversion peeling
-    checks tables networks decomposition eigenvectors tangents plain validator penalties presets optimisers
-    descent lanczos tidy rules storage checkpoints weights certificates training arrayfiles folders data
-    metrics settings records problems runs search figures studies claims options answers given attacks
+    identifiability objectives splitting convergence experiments inversion shallow steps peeling
+    checks tables networks perceptrons decomposition eigenvectors tangents plain validator penalties presets
+    optimisers descent lanczos tidy rules storage checkpoints weights certificates training arrayfiles folders
+    data metrics settings records problems runs search figures studies claims options answers given attacks
     commands cli
     '''.split()
 )  # the order of CONTRIBUTING.md

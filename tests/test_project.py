@@ -109,7 +109,10 @@ def test_layers_call_downwards_only():
             'tables',
         ],
         'convergence': ['checks', 'descent', 'lanczos', 'networks', 'objectives', 'splitting', 'tangents'],
-        'inversion': ['checks', 'decomposition', 'identifiability', 'networks'],
+        'perceptrons': ['checks', 'networks'],
+        'inversion': ['checks', 'decomposition', 'identifiability', 'networks', 'perceptrons'],
+        'shallow': ['checks', 'inversion', 'networks', 'perceptrons'],
+        'steps': ['checks', 'inversion', 'networks', 'perceptrons', 'shallow'],
         'peeling': ['checks', 'rules', 'descent', 'objectives', 'optimisers', 'splitting', 'storage'],
         'certificates': ['checks', 'identifiability', 'networks', 'objectives', 'optimisers', 'tangents'],
     }
@@ -129,7 +132,8 @@ def test_layers_call_downwards_only():
     below['answers'] = ['checks', 'storage']
     below['given'] = ['checks', 'data', 'metrics', 'problems']
     files = 'figures', 'certificates', 'weights', 'options', 'answers'
-    below['attacks'] = [*below['problems'], 'problems', 'records', 'inversion', *files, 'given', 'validator']
+    inverting = 'inversion', 'perceptrons', 'steps', 'validator'
+    below['attacks'] = [*below['problems'], 'problems', 'records', *inverting, *files, 'given']
     below['commands'] = [*below['experiments'], 'experiments', *files, 'given', 'attacks']
     below['cli'] = ['checks', 'tables', 'options', 'answers', 'commands', 'storage']
     found = set()

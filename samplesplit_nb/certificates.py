@@ -16,7 +16,8 @@ import torch
 from scipy.optimize import minimize, nnls
 from torch import Tensor
 from torch.func import functional_call, grad, jvp
-from .checks import require, require_count, require_finite, require_number
+from .checks import (
+    no_breakdown, require, require_count, require_finite, require_number, require_sound)
 from .identifiability import interpolation_rank
 from .networks import MLP, SmoothReLU, flat_parameters, is_homogeneous
 from .tangents import ModuleTangent, gram, tangent_features
@@ -180,6 +181,9 @@ def sample_margins(
     return own[:, 0] - out.scatter(1, y[:, None], -math.inf).amax(1)
 
 # %% ../nbs/support/certificates.ipynb #ce000030
+# the remedy for what overflows
+_SMALLER = 'divide weights or images by a constant, or give the weights in float64'
+
 @dataclass(frozen=True)
 class Margins(Finding):
     "Outputs on the training data: how many samples are on the right side, and how far"
@@ -201,10 +205,12 @@ def margins(
     model:torch.nn.Module, # takes (n, d), gives (n, 1) or (n, classes)
     X:Tensor, # (n, d) samples
     y:Tensor # (n,) labels -1 / +1, or classes
-)->Margins: # ValueError for samples or labels that do not fit
+)->Margins: # ValueError for samples or labels that do not fit; NumericalError: overflow
     "On which side of the decision the samples are, and how far, in float64"
     X, y = checked_samples(model, X, y)
-    m = sample_margins(model(X).double(), y)
+    out = model(X)
+    require_sound('the outputs', out, _SMALLER)
+    m = sample_margins(out.double(), y)
     return Margins(int((m > 0).sum()), m.min().item(), m.median().item(), len(m))
 
 # %% ../nbs/support/certificates.ipynb #ce000034
@@ -248,6 +254,7 @@ def _squared_norm(theta):
     square = sum(p.square().sum().item() for p in theta)
     require(square > 0, 'model', '<all weights 0>', 'a network with weights',
             'start from larger weights')
+    require_sound('the squared norm of the weights', torch.tensor(square), _SMALLER)
     return square
 
 # %% ../nbs/support/certificates.ipynb #ce000039
@@ -255,7 +262,8 @@ def kkt_stationarity(
     model:torch.nn.Module, # the trained network; outputs (n, 1), or (n, classes)
     X:Tensor, # (n, d) training samples
     y:Tensor # (n,) labels -1 / +1, or with several outputs classes 0, 1, ...
-)->KKTStationarity: # unpacks as (residual, multipliers); ValueError for bad input
+)->KKTStationarity: # unpacks as (residual, multipliers); ValueError for bad input,
+    # NumericalError where numbers are too large
     "How far from equation (1), with slopes 0 or 1; in float64, exact down to about 1e-7"
     model = copy.deepcopy(model).double().requires_grad_(False)
     X, y = checked_samples(model, X, y)
@@ -263,8 +271,10 @@ def kkt_stationarity(
     out = lambda q: sample_margins(functional_call(model, q, (X,)), y)
     c = jvp(out, (theta,), (theta,))[1]
     G = (_margin_gram_mlp if type(model) is MLP else _margin_gram)(model, X, y)
-    require_finite('model', G, 'retrain with a smaller step')
-    return KKTStationarity(*_best_multipliers(G, c, _squared_norm(theta.values())))
+    square = _squared_norm(theta.values())
+    require_sound("the kernel of the samples' gradients", torch.cat([G, c[None]]), _SMALLER)
+    with no_breakdown('the best multipliers', _SMALLER):
+        return KKTStationarity(*_best_multipliers(G, c, square))
 
 # %% ../nbs/support/certificates.ipynb #962b0954
 def _affine(layer, h):
@@ -338,7 +348,8 @@ def pin_to_kinks(
     X:Tensor, # (n, d) training samples
     y:Tensor|None=None, # (n,) classes: wrong ones that nearly tie are made to; None: are not
     tol:float=3e-3 # largest change of a neuron, relative; see training.ipynb, "Which `tol`?"
-)->Pinned: # unpacks as (model, moved); ValueError for bad input
+)->Pinned: # unpacks as (model, moved); ValueError for bad input,
+    # NumericalError where numbers are too large
     "Move neurons whose pre-activation is nearly 0 for some sample until it is 0 to rounding"
     _check_relu(model)
     _check_width(model, X)
@@ -351,6 +362,8 @@ def pin_to_kinks(
         h = pinned.activation(layer(h))
     if y is not None and pinned.widths[-1] > 2: _pin_ties(pinned.layers[-1], h, y, tol)
     before, after = flat_parameters(model).double(), flat_parameters(pinned)
+    _squared_norm([before]) # it is divided by
+    require_sound('the pinned weights', after, _SMALLER)
     return Pinned(pinned, ((after - before).norm()/before.norm()).item())
 
 # %% ../nbs/support/certificates.ipynb #ce000046
@@ -452,7 +465,8 @@ def clarke_stationarity(
     y:Tensor, # (n,) labels -1 / +1, or with several outputs classes 0, 1, ...
     tol:float|None=None, # |z| / (|W_j, b_j| |h_i, 1|) up to this: 0; None: 32 eps of the dtype
     max_iter:int=200 # of L-BFGS-B
-)->ClarkeStationarity: # unpacks as (residual, multipliers, slopes); ValueError for bad input
+)->ClarkeStationarity: # unpacks as (residual, multipliers, slopes); ValueError for bad input,
+    # NumericalError where numbers are too large
     "How far from equation (2), at the best multipliers and slopes found: an upper bound"
     _check_relu(model)
     if tol is None: tol = 32*torch.finfo(next(model.parameters()).dtype).eps
@@ -464,11 +478,12 @@ def clarke_stationarity(
     square = _squared_norm([flat_parameters(model)])
     who, cotangent = _ties(model.layers[-1], inputs[-1], y, tol)
     parts = _kernel_parts(model, inputs, who, cotangent)
-    require_finite('model', parts(slopes)[0], 'retrain with a smaller step')
-    if any(k.any() for k in kinks):
-        slopes = _best_slopes(parts, square, slopes, kinks, max_iter)
-    G, c = parts(slopes)
-    r, lam = _best_multipliers(G, c, square)
+    require_sound("the kernel of the samples' gradients", parts(slopes)[0], _SMALLER)
+    with no_breakdown('the best multipliers and slopes', _SMALLER):
+        if any(k.any() for k in kinks):
+            slopes = _best_slopes(parts, square, slopes, kinks, max_iter)
+        G, c = parts(slopes)
+        r, lam = _best_multipliers(G, c, square)
     return ClarkeStationarity(r, lam.new_zeros(len(X)).index_add(0, who, lam), slopes)
 
 # %% ../nbs/support/certificates.ipynb #ce000057
@@ -498,7 +513,7 @@ def stationarity(
     X:Tensor, # (n, d) training samples
     y:Tensor, # (n,) labels -1 / +1, or with several outputs classes 0, 1, ...
     homogeneous:bool|None=None # None: look at the layers
-)->Stationarity: # ValueError for samples or labels that do not fit
+)->Stationarity: # ValueError for samples or labels that do not fit; NumericalError: overflow
     "How nearly theta is a non-negative combination of the samples' gradients"
     r, lam = kkt_stationarity(model, X, y)
     active = int((lam > 1e-6*lam.max()).sum()) if r < 1 else 0
@@ -549,7 +564,8 @@ def certify(
     degree:int|None=None, # the activation is t^degree; None: no rank condition
     homogeneous:bool|None=None, # what you know of a module; None: look at the layers
     d:int|None=None # numbers in a sample; None: as an `MLP`, or X, has them
-)->WeightsCertificate: # ValueError for what does not fit together, or is missing
+)->WeightsCertificate: # ValueError for what does not fit together, or is missing,
+    # NumericalError where numbers are too large
     "What can be said of the training data in these weights, before any attack"
     n, d = _sizes(model, X, y, n, d)
     parameters = sum(p.numel() for p in model.parameters())

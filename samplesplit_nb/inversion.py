@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from .checks import (
-    require, require_count, require_finite, require_number, seeded)
+    no_breakdown, require, require_count, require_finite, require_number, seeded)
 from .decomposition import decompose, require_degree, row_basis
 from .identifiability import Recovery, require_network
 from .networks import MLP
@@ -27,6 +27,7 @@ def _require_step(a0, W0, dW):
                 'without a step nothing can be reconstructed')
 
 # %% ../nbs/beyond/inversion.ipynb #186720e1
+@no_breakdown('the decomposition', 'divide the step by a constant, or give another r')
 def recover_from_gradient(
     W0:Tensor, # (m, d) neurons before the step
     a0:Tensor, # (m,) output weights before the step
@@ -440,6 +441,7 @@ def _require_settings(accept, **counts):
     if accept is not None: require_number('accept', accept, 'in (0, 1]', 'leave it out')
 
 # %% ../nbs/beyond/inversion.ipynb #14be0034
+@no_breakdown('the inversion', 'give the weights in float64, or fewer directions')
 @torch.no_grad()
 def invert_gradient(
     network:MLP, # where the gradient was taken; two hidden layers or more, a bias in the first
@@ -452,7 +454,8 @@ def invert_gradient(
     iterations:int=40, # Gauss-Newton steps per start, at most
     accept:float|None=None, # largest distance from the span; None: 10 x noise, or .03
     seed:int=0 # of the starts
-)->Inversion: # ValueError for other networks, shapes, nan, a zero gradient, impossible numbers
+)->Inversion: # ValueError for other networks, shapes, nan, a zero gradient, impossible numbers;
+    # NumericalError where linear algebra fails
     "The samples behind one full-batch gradient of a perceptron, solved for one by one"
     gradient = list(gradient)
     _require_perceptron(network); _require_gradient(network, gradient)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 import scipy.optimize
 import torch
 from torch import Tensor, nn
-from .checks import (pick_place, require, require_candidates, require_count,
+from .checks import (no_breakdown, pick_place, require, require_candidates, require_count,
     require_finite, require_number, require_tensor)
 from .networks import MLP, SmoothReLU, SurrogateReLU, is_relu
 from .penalties import Penalties, ValueAndGrad
@@ -99,9 +99,10 @@ def _ridged(G, ridge):
 # %% ../nbs/01_objectives.ipynb #b581a330
 def _at_least(A, b, least):
     "argmin over lam >= least of lam . A lam - 2 lam . b, for A positive definite"
-    L = torch.linalg.cholesky(A)
-    shifted = torch.linalg.solve_triangular(L, (b - least*A.sum(1))[:, None], upper=False)
-    above, _ = scipy.optimize.nnls(L.T.cpu().numpy(), shifted[:, 0].cpu().numpy())
+    with no_breakdown('the multipliers', 'use a smaller lr, or other candidates'):
+        L = torch.linalg.cholesky(A)
+        shifted = torch.linalg.solve_triangular(L, (b - least*A.sum(1))[:, None], upper=False)
+        above, _ = scipy.optimize.nnls(L.T.cpu().numpy(), shifted[:, 0].cpu().numpy())
     return least + torch.from_numpy(above)
 
 # %% ../nbs/01_objectives.ipynb #c02e7693

@@ -487,7 +487,7 @@ def _tidy(run, tidy):
     "Housekeeping, where asked for; True if any candidate went"
     if tidy is None: return False
     k = len(run.candidates.x)
-    left = tidy_samples(run.current_objective(), run.candidates.x, run.candidates.lam, tidy)
+    with run.kept(): left = tidy_samples(run.current_objective(), run.candidates.x, run.candidates.lam, tidy)
     if len(left.parents) < k: run.replace_candidates(*left)
     return len(left.parents) < k
 
@@ -496,7 +496,7 @@ def _split(run, splitting, room):
     run.evaluate()
     began = time.perf_counter()
     _tidy(run, splitting.tidy)
-    x, lam, split = split_samples(
+    with run.kept(): x, lam, split = split_samples(
         run.current_objective(), run.candidates.x, run.candidates.lam, splitting.rule,
         run.generator, run.step, len(run.splits), room)
     split.seconds = time.perf_counter() - began
@@ -582,5 +582,9 @@ def reconstruct(
     run = ReconstructionRun(objective, x, lam, descent, running, **vars(splitting))
     ended = run.resume()
     if ended is not None: return run.result(ended)
-    with progress_bar(running.progress, descent.steps, 'reconstruct') as run.bar:
-        return _run_to_end(run, splitting)
+    try:
+        with progress_bar(running.progress, descent.steps, 'reconstruct') as run.bar:
+            return _run_to_end(run, splitting)
+    except KeyboardInterrupt as stop: # whoever catches it can keep what there was
+        vars(stop)['last'] = run.last
+        raise

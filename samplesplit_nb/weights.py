@@ -113,24 +113,37 @@ def save_weights(
 
 # %% ../nbs/support/weights.ipynb #bf5321b4
 def _words(module):
-    "(module, function) of PKG:FACTORY; ValueError unless there are both"
+    "(module, function) of PKG:FACTORY; ValueError unless there are both, by their names"
     name, _, factory = module.partition(':')
     require(bool(name and factory), 'module', module,
             'a module and a function in it, PKG:FACTORY',
             'for example `module` mymodels:make_net')
+    named = all(part.isidentifier() for part in (*name.split('.'), factory))
+    dotted = name.removesuffix('.py').replace(os.sep, '.').strip('.')
+    require(named and not name.endswith('.py'), 'module', module,
+            'the name of a module, as import has it, and of a function',
+            f'write `module` {dotted}:{factory}, from the folder that it is in')
     return name, factory
 
 def _imported(name, factory):
-    "The function of that name in a module, which may lie in the working directory"
-    if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())
-    return getattr(importlib.import_module(name), factory)
+    "The function of that name in a module, installed or else in the working folder"
+    # behind what is installed: a file json.py there must not stand in for Python's own
+    if os.getcwd() not in sys.path: sys.path.append(os.getcwd())
+    found = importlib.import_module(name)
+    try: return getattr(found, factory)
+    except AttributeError as e:
+        raise AttributeError(f'no {factory} in {getattr(found, "__file__", name)}') from e
 
 # %% ../nbs/support/weights.ipynb #5afe0019
 def _made(module):
     "The nn.Module that is returned; ValueError, in one line, for whatever goes wrong"
     words = _words(module) if isinstance(module, str) else None
-    try: model, why = (_imported(*words) if words else module)(), None
-    except Exception as e: model, why = None, f'{type(e).__name__}: {e}'
+    model, why, folder = None, None, os.getcwd()
+    try: model = (_imported(*words) if words else module)()
+    except KeyboardInterrupt: raise
+    except BaseException as e: # someone else's code: it may end the process, too
+        why = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
+    finally: os.chdir(folder) # it may have gone elsewhere
     require(isinstance(model, torch.nn.Module), 'module',
             module if words else getattr(module, '__name__', type(module).__name__),
             'a function that returns an nn.Module', f'it gave {why or type(model).__name__}')

@@ -120,7 +120,7 @@ def test_layers_call_downwards_only():
     below['experiments'] = [*below['claims'], 'claims']
     below['weights'] = ['checks', 'networks', 'storage']
     below['options'] = ['checks']
-    below['answers'] = ['checks', 'storage']
+    below['answers'] = ['checks', 'options', 'storage']
     below['given'] = ['checks', 'data', 'metrics', 'problems']
     files = 'figures', 'certificates', 'weights', 'options', 'answers'
     below['attacks'] = [*below['problems'], 'problems', 'records', 'inversion', *files, 'given']

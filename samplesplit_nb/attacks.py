@@ -17,7 +17,7 @@ from torch.nn import Module, Sequential, Unflatten
 from .answers import Answer, begin, writable_folder
 from .certificates import WeightsCertificate, certify
 from .checks import (
-    pick_device, require, require_count, require_finite, require_memory)
+    pick_device, printable, require, require_count, require_finite, require_memory)
 from .data import ImageData
 from .descent import Reconstruction, ReconstructionError, Running
 from .figures import candidates_figure, matches_figure
@@ -334,7 +334,8 @@ def invert_files(
 def _read_found(path):
     "The arrays of a reconstruction; FileNotFoundError, or ValueError for another kind of file"
     remedy = 'give the reconstruction.npz that `samplesplit reconstruct` wrote'
-    if not Path(path).is_file(): raise FileNotFoundError(f'{path} not found: {remedy}')
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'{printable(path, 300)} not found: {remedy}')
     try: arrays = load_arrays(path)
     except ValueError: arrays = {}
     found = [v for k, v in arrays.items() if k == 'x' or k.startswith('x_')]

@@ -16,8 +16,9 @@ import torch
 from scipy.optimize import minimize, nnls
 from torch import Tensor
 from torch.func import functional_call, grad, jvp
-from .checks import (
-    no_breakdown, require, require_count, require_finite, require_number, require_sound)
+from samplesplit_nb.checks import (
+    no_breakdown, require, require_count, require_finite, require_number, require_sound,
+    typed)
 from .identifiability import interpolation_rank
 from .networks import MLP, SmoothReLU, flat_parameters, is_homogeneous
 from .tangents import ModuleTangent, gram, tangent_features
@@ -79,6 +80,7 @@ class Counting(Finding):
                        f'too many; at most {most} samples can be determined')
 
 # %% ../nbs/support/certificates.ipynb #ce000013
+@typed
 def counting(
     parameters:int, # weights of the network
     d:int, # numbers in a sample
@@ -120,6 +122,7 @@ class RankCondition(Finding):
         return f'rank condition (4.2): {self.rank} of {self.needed} needed: {says}{caution}'
 
 # %% ../nbs/support/certificates.ipynb #ce000018
+@typed
 def rank_condition(
     model:torch.nn.Module, # an `MLP` of two layers without biases, with one output
     degree:int # its activation is t^degree
@@ -154,6 +157,19 @@ def _labels(y, like, outputs):
     return y.to(like.device, torch.int64)
 
 # %% ../nbs/support/certificates.ipynb #ce000025
+@torch.no_grad()
+def _given(model, X):
+    "The outputs; ValueError for a module that does not take X, or gives no tensor"
+    out, why = None, ''
+    try: out = model(X)
+    except Exception as e: # someone else's code
+        if isinstance(e, MemoryError) or 'memory' in str(e): raise
+        why = ' '.join(str(e).split())[:200] or type(e).__name__
+    require(torch.is_tensor(out), 'model',
+            f'<{type(model).__name__}: {why or f"gives {type(out).__name__}"}>',
+            'a network that takes X and gives a tensor', 'wrap it in a module that does')
+    return out
+
 def checked_samples(
     model:torch.nn.Module, # takes (n, d), gives (n, 1) or (n, classes)
     X:Tensor, # (n, d) samples
@@ -162,13 +178,15 @@ def checked_samples(
 )->tuple[Tensor, Tensor]: # X (n, d) and y (n,); ValueError for what does not fit
     "Samples and labels in the dtype and on the device of a network's weights"
     _check_samples(X, y)
-    p = next(model.parameters())
-    with torch.no_grad(): shape = tuple(model(X.to(p)).shape)
+    p = next(model.parameters(), None)
+    require(p is not None, 'model', f'<{type(model).__name__} without parameters>',
+            'a network with weights', 'there is nothing to certify')
+    shape = tuple(_given(model, X.to(p)).shape)
     outputs = '1' if one_output else 'outputs'
     require(len(shape) == 2 and shape[0] == len(X) and (shape[1] == 1 or not one_output),
             'model(X).shape', shape, f'({len(X)}, {outputs})',
             f'use a network with outputs (n, {outputs})')
-    return X.to(p), _labels(y, p, shape[1])
+    return X.detach().to(p), _labels(y, p, shape[1])
 
 # %% ../nbs/support/certificates.ipynb #ce000028
 def sample_margins(
@@ -200,6 +218,7 @@ class Margins(Finding):
                 f'{self.least:.3g}, median {self.median:.3g}')
 
 # %% ../nbs/support/certificates.ipynb #ce000031
+@typed
 @torch.no_grad()
 def margins(
     model:torch.nn.Module, # takes (n, d), gives (n, 1) or (n, classes)
@@ -238,7 +257,7 @@ def _best_multipliers(G, c, square):
     w, V = torch.linalg.eigh(G)
     if not w[-1] > 0: return 1., torch.zeros_like(c)      # all gradients are 0
     V, root = V[:, w > 1e-14*w[-1]], w[w > 1e-14*w[-1]].sqrt()
-    lam, _ = nnls((V*root).T.cpu().numpy(), ((V.T @ c)/root).cpu().numpy())
+    lam, _ = nnls(*(t.detach().cpu().numpy() for t in ((V*root).T, (V.T @ c)/root)))
     lam = torch.from_numpy(lam).to(c)
     left = square - (2*lam @ c - lam @ G @ lam).item()
     return math.sqrt(max(left, 0.)/square), lam
@@ -258,6 +277,7 @@ def _squared_norm(theta):
     return square
 
 # %% ../nbs/support/certificates.ipynb #ce000039
+@typed
 def kkt_stationarity(
     model:torch.nn.Module, # the trained network; outputs (n, 1), or (n, classes)
     X:Tensor, # (n, d) training samples
@@ -342,6 +362,7 @@ class Pinned(NamedTuple):
     model:MLP # in float64
     moved:float # |change| / |theta|
 
+@typed
 @torch.no_grad()
 def pin_to_kinks(
     model:MLP, # a ReLU network; left as it is
@@ -459,6 +480,7 @@ class ClarkeStationarity(NamedTuple):
     slopes:list # of each hidden layer, (n, width)
 
 # %% ../nbs/support/certificates.ipynb #ce000078
+@typed
 def clarke_stationarity(
     model:MLP, # a ReLU network, e.g. from `pin_to_kinks`; outputs (n, 1), or (n, classes)
     X:Tensor, # (n, d) training samples
@@ -508,6 +530,7 @@ class Stationarity(Finding):
             f'{self.moved:.0e} of themselves onto their kinks')
 
 # %% ../nbs/support/certificates.ipynb #ce000058
+@typed
 def stationarity(
     model:torch.nn.Module, # outputs (n, 1), or (n, classes)
     X:Tensor, # (n, d) training samples
@@ -556,6 +579,7 @@ def _sizes(model, X, y, n, d):
     return n, d
 
 # %% ../nbs/support/certificates.ipynb #ce000063
+@typed
 def certify(
     model:torch.nn.Module, # takes (n, d), gives (n, 1) or (n, classes)
     X:Tensor|None=None, # (n, d) training samples; None: without the parts that need them

@@ -4,16 +4,20 @@
 
 # %% auto #0
 __all__ = ['RANGES', 'expect_fail', 'test_eq', 'printable', 'require', 'is_count', 'is_number', 'is_pair', 'require_count',
-           'require_number', 'require_flag', 'require_seed', 'seeded', 'require_finite', 'require_tensor',
-           'require_candidates', 'NumericalError', 'require_sound', 'no_breakdown', 'pick_device', 'free_memory',
-           'require_memory', 'pick_place']
+           'require_number', 'require_flag', 'require_seed', 'seeded', 'require_finite', 'is_dense', 'require_tensor',
+           'require_candidates', 'typed', 'NumericalError', 'require_sound', 'no_breakdown', 'pick_device',
+           'free_memory', 'require_memory', 'pick_place']
 
 # %% ../nbs/support/checks.ipynb #b411bab9
-import math
+import collections.abc, sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, wraps
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING, Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints)
 
 # %% ../nbs/support/checks.ipynb #c0a1e010
 if TYPE_CHECKING:
@@ -95,15 +99,15 @@ def is_count(
     value, # anything
     least:int # the smallest count that is allowed
 )->bool: # for `require`: a whole number, at least `least`
-    "Is it a whole number, neither True nor False, and at least so large?"
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    "Is it a whole number that a machine can count to, not True or False, and at least that?"
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
 
 def is_number(
     value # anything
 )->bool:
-    "Is it a finite number, neither True nor False?"
+    "Is it a finite number that a float can hold, neither True nor False?"
     return (isinstance(value, (int, float)) and not isinstance(value, bool)
-            and -math.inf < value < math.inf)
+            and abs(value) <= sys.float_info.max)
 
 def is_pair(
     value # anything
@@ -112,6 +116,8 @@ def is_pair(
     return isinstance(value, (tuple, list)) and len(value) == 2 and all(map(is_number, value))
 
 # %% ../nbs/support/checks.ipynb #c0a1e020
+def _is_huge(value): return isinstance(value, int) and value >= 2**63
+
 def _shown(value):
     "A value on one line"
     try: text = ' '.join(repr(value).split())
@@ -133,7 +139,8 @@ def require_count(
 )->None:
     "Raise a `ValueError` as `require` does, unless it is a whole number, at least `least`"
     require((optional and value is None) or is_count(value, least), name, _shown(value),
-            'None or '*optional + f'a whole number, at least {least}',
+            'None or '*optional + f'a whole number, at least {least}'
+            + ' and below 2^63'*_is_huge(value),
             _ordinary(value, remedy))
 
 # %% ../nbs/support/checks.ipynb #c0a1e023
@@ -195,6 +202,14 @@ def require_finite(
             'finite', remedy)
 
 # %% ../nbs/support/checks.ipynb #c0a1e025
+def is_dense(
+    value # anything
+)->bool:
+    "Is it a tensor with a real number in each place?"
+    import torch
+    return (torch.is_tensor(value) and value.layout == torch.strided and not value.is_meta
+            and not value.is_complex() and not value.is_quantized and not value.is_nested)
+
 def require_tensor(
     name:str, # the argument's name
     value, # what was given
@@ -206,6 +221,8 @@ def require_tensor(
             f'use torch.as_tensor({name})')
     require(value.is_floating_point(), name, f'<{value.dtype}>',
             'a tensor of floating-point numbers', f'use {name}.float()')
+    require(is_dense(value), name, f'<{value.layout} on {value.device}>',
+            'a dense tensor with numbers', f'use {name}.to_dense()')
     if like is not None: require(
         value.dtype == like.dtype and value.device == like.device, name,
         f'<{value.dtype} on {value.device}>', f'{like.dtype} on {like.device}',
@@ -234,6 +251,54 @@ def require_candidates(
             f'{x.dtype} on {x.device} like x', 'use lam.to(x)')
     require_finite('x', x)
     require_finite('lam', lam)
+
+# %% ../nbs/support/checks.ipynb #fa060002
+@cache
+def _rule(hint)->tuple[Callable, str]: # is a value of that type? the type, in words
+    "How a value is held against an annotation; what is no plain type allows anything"
+    from torch import Tensor
+    if get_origin(hint) in (Union, UnionType):
+        rules = [_rule(h) for h in get_args(hint)]
+        return (lambda v: any(ok(v) for ok, _ in rules)), ' or '.join(w for _, w in rules)
+    kind = get_origin(hint) or hint
+    known:dict = {
+        NoneType: (lambda v: v is None, 'None'), float: (is_number, 'a finite number'),
+        Tensor: (is_dense, 'a dense tensor of real numbers'),
+        int: (lambda v: isinstance(v, int) and not isinstance(v, bool), 'a whole number'),
+        bool: (lambda v: isinstance(v, bool), 'True or False'), str: (_is_text, 'a text'),
+        tuple: (lambda v: isinstance(v, (tuple, list)), 'a tuple'),
+        list: (lambda v: isinstance(v, (tuple, list)), 'a list'),
+        collections.abc.Callable: (callable, 'a function')}
+    if kind in known: return known[kind]
+    if not isinstance(kind, type) or kind is Any: return (lambda v: True), 'anything'
+    return (lambda v: isinstance(v, kind)), f'of {kind.__name__}'
+
+def _is_text(value)->bool: return isinstance(value, str) and '\0' not in value
+
+# %% ../nbs/support/checks.ipynb #fa060004
+_P, _R = ParamSpec('_P'), TypeVar('_R')
+
+def _held(f)->dict: # name -> rule
+    "What the annotations of a function say about its arguments"
+    hints, several = get_type_hints(f), (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    return {name: _rule(hints[name]) for name, p in signature(f).parameters.items()
+            if name in hints and p.kind not in several}
+
+def typed(
+    f:Callable[_P, _R] # whose annotations say what it takes
+)->Callable[_P, _R]: # raises ValueError for an argument of another kind
+    "The function, which holds its arguments against its annotations first"
+    form, rules = signature(f), cache(lambda: _held(f)) # once it is called, all is imported
+    @wraps(f)
+    def held(*args:_P.args, **kwargs:_P.kwargs)->_R:
+        given = form.bind(*args, **kwargs).arguments # TypeError for other names
+        for name, (ok, words) in rules().items():
+            if name not in given or ok(given[name]): continue
+            plain = 'tensor' not in words and words[:2] != 'of'
+            require(False, name, _shown(given[name]) if plain else
+                    f'<{type(given[name]).__name__}>', words, f'see the help of {f.__name__}')
+        return f(*args, **kwargs)
+    return held
 
 # %% ../nbs/support/checks.ipynb #fa010011
 class NumericalError(RuntimeError):
@@ -332,7 +397,7 @@ def require_memory(
     "Raise a `MemoryError` that names both sizes, unless there is so much"
     free = free_memory(device)
     if need > (2**62 if free is None else free): raise MemoryError(
-        f'{what} take at least {need/1e9:,.1f} GB, and '
+        f'{what} take at least {need/1e9:{",.1f" if need < 1e15 else ".0e"}} GB, and '
         + ('no machine has that' if free is None else f'{free/1e9:,.1f} GB are free'))
 
 # %% ../nbs/support/checks.ipynb #c0a1e030

@@ -211,7 +211,10 @@ def _failure(e:BaseException, command:str, options)->tuple[int, str]: # exit sta
     if isinstance(e, NumericalError): return 3, _spelled(str(e), options)
     if _out_of_memory(e):
         why = f': {e}' if type(e) is MemoryError and str(e) else ''
-        return 2, f'out of memory{why}; {_memory_remedy(command, options)}'
+        # where the candidates alone are too large, chunks of them do not help
+        remedy = 'use a smaller -k' if why and command == 'reconstruct' else _memory_remedy(
+            command, options)
+        return 2, f'out of memory{why}; {remedy}'
     if _no_room(e):
         places = ' or '.join(f'--{name}' for name in ('out', 'results', 'cache')
                              if hasattr(options, name))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from .checks import is_count, require, seeded
+from .checks import is_count, printable, require, seeded, typed
 
 # %% ../nbs/support/data.ipynb #55a9585e
 @dataclass(frozen=True)
@@ -214,6 +214,7 @@ def _check_mean(mean):
 POSITIVE = {'mnist': (1, 3, 5, 7, 9), 'cifar10': (0, 1, 8, 9)}
 
 # %% ../nbs/support/data.ipynb #da7a0026
+@typed
 def load_data(
     name:str='faces', # one of `SOURCES`
     n:int=20, # number of training samples, equally many of each class
@@ -363,6 +364,7 @@ def _targets(path, labels, count):
     return np.where((y == len(names) - 1) & (not alone), 1., -1.), classes
 
 # %% ../nbs/support/data.ipynb #4f64d99d
+@typed
 def load_images(
     path:str|Path, # folder of image files, or an .npz file
     n:int|None=None, # balanced and in the order of `load_data`; None: all, in file order
@@ -378,7 +380,8 @@ def load_images(
     what cannot be read or used, FileNotFoundError without the file."""
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f'{path} not found: name a folder of images, or an .npz file')
+        raise FileNotFoundError(f'{printable(path, 300)} not found: name a folder of images, '
+                                'or an .npz file')
     images, found = _read_folder(path) if path.is_dir() else _read_arrays(path)
     images = _alike(path, images, size, gray)
     y, classes = _targets(path, found if labels is None else labels, len(images))

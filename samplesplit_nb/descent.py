@@ -16,8 +16,9 @@ from inspect import signature
 from typing import Any, NamedTuple
 import torch
 from torch import Tensor
-from .checks import (
-    NumericalError, no_breakdown, require, require_count, require_flag, require_number, require_seed, seeded)
+from samplesplit_nb.checks import (
+    NumericalError, no_breakdown, require, require_count, require_flag, require_number,
+    require_seed, seeded)
 from .objectives import ReconstructionObjective
 from .optimisers import (
     inherit_state, optimiser_state, optimizer, restore_optimiser)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .checks import (
-    no_breakdown, require, require_count, require_finite, require_number, seeded)
+from samplesplit_nb.checks import (
+    no_breakdown, require, require_count, require_finite, require_number, require_sound,
+    seeded, typed)
 from .decomposition import decompose, require_degree, row_basis
 from .identifiability import Recovery, require_network
 from .networks import MLP
@@ -27,6 +28,7 @@ def _require_step(a0, W0, dW):
                 'without a step nothing can be reconstructed')
 
 # %% ../nbs/beyond/inversion.ipynb #186720e1
+@typed
 @no_breakdown('the decomposition', 'divide the step by a constant, or give another r')
 def recover_from_gradient(
     W0:Tensor, # (m, d) neurons before the step
@@ -45,6 +47,8 @@ def recover_from_gradient(
     inside = W0 @ Q
     length = inside.norm(dim=1)
     use = (a0 != 0) & (length > 0) & (dW != 0).any(1)
+    require(bool(use.any()), 'W0', '<no neuron with weights that has moved>',
+            'a network whose step can be read', 'give the weights before the step')
     U = inside[use]/length[use, None]
     F = dW[use] @ Q/(degree*a0[use]*length[use]**(degree-1))[:, None]
     scale = F.norm(dim=1).mean()
@@ -52,7 +56,9 @@ def recover_from_gradient(
         step = degree*a0[:, None]*((b*scale*(inside @ X.T)**(degree-1)) @ X) @ Q.T
         return ((step - dW).norm()/dW.norm()).item()
     X, b, rank, needed = decompose(U, F/scale, degree, misfit, interpolation, refine)
-    return Recovery.judged(X @ Q.T, b*scale, rank, needed, misfit(X, b))
+    left = misfit(X, b)
+    require_sound('the residual', torch.tensor(left), 'divide weights and step by a constant')
+    return Recovery.judged(X @ Q.T, b*scale, rank, needed, left)
 
 # %% ../nbs/beyond/inversion.ipynb #14be000a
 _SHARP = 10. # a drop of the singular values that counts as their end
@@ -441,6 +447,7 @@ def _require_settings(accept, **counts):
     if accept is not None: require_number('accept', accept, 'in (0, 1]', 'leave it out')
 
 # %% ../nbs/beyond/inversion.ipynb #14be0034
+@typed
 @no_breakdown('the inversion', 'give the weights in float64, or fewer directions')
 @torch.no_grad()
 def invert_gradient(
@@ -454,8 +461,8 @@ def invert_gradient(
     iterations:int=40, # Gauss-Newton steps per start, at most
     accept:float|None=None, # largest distance from the span; None: 10 x noise, or .03
     seed:int=0 # of the starts
-)->Inversion: # ValueError for other networks, shapes, nan, a zero gradient, impossible numbers;
-    # NumericalError where linear algebra fails
+)->Inversion: # ValueError for other networks, shapes, nan, a zero gradient, impossible
+    # numbers; NumericalError where linear algebra fails
     "The samples behind one full-batch gradient of a perceptron, solved for one by one"
     gradient = list(gradient)
     _require_perceptron(network); _require_gradient(network, gradient)

@@ -18,7 +18,7 @@ from samplesplit_nb.certificates import (
     sample_margins)
 from samplesplit_nb.checks import (
     NumericalError, no_breakdown, require, require_count, require_finite, require_number,
-    require_sound)
+    require_sound, typed)
 from .networks import MLP, SmoothReLU, flat_parameters
 from .tangents import gram, tangent_features, tangent_inner, weighted_sum
 from .optimisers import optimiser_state, restore_optimiser
@@ -48,6 +48,7 @@ class NTKTraining:
     condition:float # condition number of the tangent kernel G
 
 # %% ../nbs/support/training.ipynb #82a57b76
+@typed
 def train_ntk(
     init:MLP, # the network at theta_0, one output; left as it is
     X:Tensor, # (n, d) training samples
@@ -149,6 +150,7 @@ class WeightDecayTraining:
     iterations:int # of L-BFGS
 
 # %% ../nbs/support/training.ipynb #tr000004
+@typed
 def train_weight_decay(
     init:torch.nn.Module, # float64, smooth, outputs (k, 1); left as it is
     X:Tensor, # (n, d) training samples
@@ -167,9 +169,11 @@ def train_weight_decay(
     with no_breakdown("Newton's method", 'use polish=0'): theta = _newton(loss, rough, polish)
     model = _with_parameters(init, theta)
     with torch.no_grad(): margins = y*model(X)[:, 0]
-    residual = lambda theta: (grad(loss)(theta).norm()/(decay*theta.norm())).item()
+    residual = lambda theta: grad(loss)(theta).norm()/(decay*theta.norm())
+    left = torch.stack([residual(theta), residual(rough)])
+    require_sound('the stationarity', left, _SMALLER)
     return WeightDecayTraining(model, y*torch.sigmoid(-margins)/decay, margins,
-                               residual(theta), residual(rough), iterations)
+                               *left.tolist(), iterations)
 
 # %% ../nbs/support/training.ipynb #0f6bb470
 def _tensors(model): return [*model.parameters(), *model.buffers()]
@@ -354,6 +358,7 @@ def _check_kkt(init, seconds, max_steps, lr, b, b_start):
     require_count('max_steps', max_steps, 1, '8000 is a start')
 
 # %% ../nbs/support/training.ipynb #bf8cd240
+@typed
 def train_kkt(
     init:MLP, # ReLU without biases after the first layer; only the layers' directions count
     X:Tensor, # (n, d) training samples
@@ -476,6 +481,7 @@ def _gd_result(run, X, y, value, settings):
         model, X, y, settings['loss'], grads, settings['weight_decay']))
 
 # %% ../nbs/support/training.ipynb #e319c786
+@typed
 def train_gd(
     init:torch.nn.Module, # left as it is; trained in its own dtype and on its device
     X:Tensor, # (n, d) training samples
@@ -537,5 +543,5 @@ def _descend(run, X, y, loss, steps, stop_loss, keeper, bar, lr):
         if end: return value
         run.optimiser.zero_grad()
         value.backward()
-        run.optimiser.step()
+        with no_breakdown('the training', 'use a smaller lr'): run.optimiser.step()
         run.steps += 1

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .checks import require
+from .checks import printable, require, typed
 from .networks import MLP, mlp_from_weights
 from .storage import atomic_path
 
@@ -75,6 +75,7 @@ def _all_finite(value)->bool:
     return bool(torch.isfinite(value.float() if value.element_size() == 1 else value).all())
 
 # %% ../nbs/support/weights.ipynb #59f9fbc7
+@typed
 def load_weights(
     path:str|Path # .safetensors, or a state dict saved by torch.save (.pt, .pth, ...)
 )->dict: # name -> tensor on the CPU, dtype as stored
@@ -83,8 +84,8 @@ def load_weights(
     FileNotFoundError, or ValueError naming what is wrong."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'{path} not found: give the path of a .pt, .pth or '
-                                '.safetensors file')
+        raise FileNotFoundError(f'{printable(path, 300)} not found: give the path of a .pt, '
+                                '.pth or .safetensors file')
     safe = path.suffix == '.safetensors'
     weights = _state_dict(_read_safetensors(path) if safe else _read_pickle(path))
     if weights is None: _not_a_checkpoint(path, 'no dictionary of weights')
@@ -169,6 +170,7 @@ def _filled(model, weights, path):
     return model.eval()
 
 # %% ../nbs/support/weights.ipynb #5afe0025
+@typed
 def load_network(
     path:str|Path, # .safetensors, or a state dict saved by torch.save
     module:str|Callable|None=None, # PKG:FACTORY or what returns it; None: a perceptron
@@ -212,12 +214,14 @@ def _module_shape(model, shape):
     require(shape is not None, 'shape', shape, 'given with `module`',
             'for example `shape` 1 28 28')
     try: out, why = model(next(model.parameters()).new_zeros(1, *shape)), ''
-    except Exception as e: out, why = None, str(e)
-    require(out is not None and out.ndim == 2, 'shape', shape,
-            'what the module takes, giving (k, outputs)', f'torch says: {why or out.shape}')
+    except Exception as e: out, why = None, str(e) or type(e).__name__
+    require(torch.is_tensor(out) and out.ndim == 2, 'shape', shape,
+            'what the module takes, giving (k, outputs)',
+            f'it says: {why or getattr(out, "shape", type(out).__name__)}')
     return InputShape(math.prod(shape), shape, rows=False)
 
 # %% ../nbs/support/weights.ipynb #5afe0035
+@typed
 def input_shape(
     model:torch.nn.Module,
     shape:tuple|list|None=None # of one input; a perceptron can do without
@@ -236,6 +240,7 @@ class Pictures(NamedTuple):
     shape:tuple|None # (h, w) or (h, w, 3); None: they are no pictures
 
 # %% ../nbs/support/weights.ipynb #5afe0038
+@typed
 def rows_to_pictures(
     x:Tensor, # (k, d) candidates as the network takes them
     shape:tuple|None # (h, w), (h, w, channels) or (channels, h, w) of one; None: unknown
@@ -249,6 +254,7 @@ def rows_to_pictures(
     return Pictures(turned, shape[1:] if shape[0] == 1 else (*shape[1:], 3))
 
 # %% ../nbs/support/weights.ipynb #5afe0040
+@typed
 def pictures_to_rows(
     X:Tensor, # (n, d) images, pixel by pixel
     shape:tuple|None # of one input as the network takes it; None: a row

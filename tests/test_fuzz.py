@@ -77,6 +77,8 @@ def write_networks(folder):
     for name, net in named.items():
         save_weights(folder / f'{name}.safetensors', net)
     torch.save(first.state_dict(), folder / 'kkt.pt')
+    mine = torch.nn.Sequential(*(layer for i in (64, 20) for layer in (torch.nn.Linear(i, 20), torch.nn.ReLU())))
+    save_weights(folder / 'mine.safetensors', mine.append(torch.nn.Linear(20, 1)))
 
 
 def write_others(folder):
@@ -117,7 +119,7 @@ def place(tmp_path_factory):
 NETWORKS = (
     'kkt kkt kkt model init ten dead zero tiny tiniest huge hugest far near narrow small double power'.split()
 )
-FILES = [f'{name}.safetensors' for name in NETWORKS] + [
+FILES = [f'{name}.safetensors' for name in NETWORKS] + ['mine.safetensors'] + [
     'kkt.pt', 'text.pt', 'text.safetensors', 'sub', 'pipe', 'loop', 'absent.pt', '/dev/null', '/dev/zero',
     'images.npz', 'mine.py', '', ' ', 'a\x1b[31mb', 'x' * 5000, '\udcff', 'a\u202eb', '~', '-', '../..',
 ]  # fmt: skip
@@ -179,6 +181,7 @@ MORE = dict(
     evaluate=['data_seed', 'mean'],
     certify=['data', 'degree', 'shape', 'module', 'mean', 'data_seed'],
 )  # fmt: skip
+MINE = dict(weights='mine.safetensors', module='mine:net', shape=['64'])
 FLAGS = 'no_run', 'no_split', 'checkpoint'
 KEPT = {'figure': ('no_run',), 'experiment': ('no_run',)}  # see above: nothing is to be run here
 
@@ -201,10 +204,12 @@ def line(r):
         chosen['method'] = r.choice(['ntk', 'kkt', 'kkt', 'multiclass'])
         if chosen['method'] == 'ntk':
             chosen.pop('steps')
-    if command == 'reconstruct' and r.random() < 0.4:
+    if command == 'reconstruct' and r.random() < 0.5:
         chosen |= r.choice([
             dict(method='ntk', weights='model.safetensors', init='init.safetensors'),
-            dict(method='multiclass', weights='ten.safetensors')])  # fmt: skip
+            dict(method='multiclass', weights='ten.safetensors'), MINE, MINE])  # fmt: skip
+    if command == 'certify' and r.random() < 0.5:
+        chosen |= r.choice([MINE, dict(data='images.npz'), dict(data='images.npz')])
     for _ in range(r.choice([0, 1, 1, 1, 2, 3])):
         name = r.choice(list(chosen) + MORE[command] * 2)
         if r.random() < 0.1 and name in chosen and name not in KEPT.get(command, ()):
@@ -237,7 +242,8 @@ def called(words):
 
 def complaint(text):
     "What stands on stderr after the progress bars, which write over their own line"
-    return [row for row in text.split('\n') if row and not re.search(r'\r|\d+step/s|\|', row)]
+    own = [row for row in text.split('\n') if row and not re.search(r'\r|\d+step/s|\|', row)]
+    return [row for row in own if row != 'hello']  # what mine:prints says, beside the JSON
 
 
 def finite(tree):

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['RANGES', 'expect_fail', 'test_eq', 'printable', 'require', 'is_count', 'is_number', 'is_pair', 'require_count',
            'require_number', 'require_flag', 'require_seed', 'seeded', 'require_finite', 'is_dense', 'require_tensor',
-           'require_candidates', 'typed', 'NumericalError', 'require_sound', 'no_breakdown', 'pick_device',
-           'free_memory', 'require_memory', 'pick_place']
+           'require_candidates', 'why_no_path', 'typed', 'NumericalError', 'require_sound', 'no_breakdown',
+           'pick_device', 'free_memory', 'require_memory', 'pick_place']
 
 # %% ../nbs/support/checks.ipynb #b411bab9
-import collections.abc, sys
+import collections.abc, os, sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, wraps
@@ -253,10 +253,24 @@ def require_candidates(
     require_finite('lam', lam)
 
 # %% ../nbs/support/checks.ipynb #fa060002
+def why_no_path(
+    value # anything
+)->str: # '' if the system can look it up, whether there is such a file or not
+    "Why something cannot be the name of a file"
+    try: os.lstat(value)
+    except (FileNotFoundError, NotADirectoryError, PermissionError): pass
+    except UnicodeEncodeError: return 'it has letters that no file name has'
+    except (OSError, TypeError, ValueError) as e: return getattr(e, 'strerror', '') or str(e)
+    return ''
+
+def _is_path(value)->bool:
+    return isinstance(value, (str, Path)) and not why_no_path(value)
+
 @cache
 def _rule(hint)->tuple[Callable, str]: # is a value of that type? the type, in words
     "How a value is held against an annotation; what is no plain type allows anything"
     from torch import Tensor
+    if hint == str | Path: return _is_path, 'the name of a file'
     if get_origin(hint) in (Union, UnionType):
         rules = [_rule(h) for h in get_args(hint)]
         return (lambda v: any(ok(v) for ok, _ in rules)), ' or '.join(w for _, w in rules)

@@ -96,14 +96,16 @@ def _muted(stream):
     with suppress(AttributeError, OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
-def _flushed(stream)->bool: # False: it is lost
-    "Has everything been written that was said? A reader that has gone had enough"
-    try: stream.flush()
+def _written(stream, text:str='')->bool: # False: it is lost
+    "Write to a stream, at once, in letters that it has; a reader that has gone had enough"
+    letters = getattr(stream, 'encoding', None) or 'utf-8'
+    try:
+        stream.write(text.encode(letters, 'replace').decode(letters))
+        stream.flush()
     except BrokenPipeError: _muted(stream)
-    except (OSError, ValueError):
+    except (AttributeError, OSError, ValueError): # full, or closed before Python began
         _muted(stream)
         return False
-    except AttributeError: return False # the stream was closed before Python began
     return True
 
 # %% ../nbs/support/cli.ipynb #c1100015
@@ -113,9 +115,9 @@ class _OneLine(argparse.ArgumentParser):
         said = printable(message, 600)
         self.exit(2, f'samplesplit: {said}; usage: `{self.prog} --help`\n')
 
-    def exit(self, status=0, message=None):
-        if not _flushed(sys.stdout): status = status or 2 # help that no one could read
-        super().exit(status, message)
+    def _print_message(self, message, file=None):
+        if message and not _written(file or sys.stderr, message) and file is sys.stdout:
+            self.exit(2, 'samplesplit: standard output is closed or full\n')
 
 def _parser():
     "The command line's words"
@@ -254,21 +256,17 @@ class _Quiet:
     def __init__(self, stream): self._stream = stream
     def __getattr__(self, name): return getattr(self._stream, name)
     def write(self, text):
-        with suppress(AttributeError, OSError, ValueError): return self._stream.write(text)
-        _muted(self._stream)
+        _written(self._stream, text)
         return len(text)
-    def flush(self): _flushed(self._stream)
+    def flush(self): _written(self._stream)
 
 class _Output:
     "Standard output: what could not be written is noticed once, and nothing more is printed"
     def __init__(self): self.stream, self.lost = sys.stdout, sys.stdout is None
     def __call__(self, text:str)->None:
-        "A line, in letters that the stream has"
-        if self.lost: return
-        letters = getattr(self.stream, 'encoding', None) or 'utf-8'
-        text = printable(text, lines=True).encode(letters, 'replace').decode(letters)
-        with suppress(OSError, ValueError): self.stream.write(f'{text}\n')
-        self.lost = not _flushed(self.stream)
+        "Print a line"
+        if not self.lost:
+            self.lost = not _written(self.stream, f'{printable(text, lines=True)}\n')
 
 # %% ../nbs/support/cli.ipynb #fa030010
 def _open_streams()->None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from .checks import require, require_finite, typed
+from .checks import require, require_finite, require_sound, typed
 from .decomposition import (
     decompose, gauss_newton, pivot_rows, rank_factor, require_degree, row_basis)
 from .eigenvectors import tensor_eigenpairs
@@ -166,8 +166,9 @@ class Recovery:
         X:Tensor, # (r, d) unit rows
         b:Tensor, # (r,) coefficients
         rank:int, needed:int, residual:float # the facts that the verdict follows from
-    )->'Recovery':
+    )->'Recovery': # NumericalError for a residual that is nan or inf
         "With the verdict that rank and residual allow"
+        require_sound('the residual', torch.tensor(residual), 'scale the weights')
         return cls(X, b, rank, needed, residual, *_judge(rank, needed, residual))
 
 # %% ../nbs/00_identifiability.ipynb #d9bd41af

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from samplesplit_nb.checks import (
-    no_breakdown, require, require_count, require_finite, require_number, require_sound,
-    seeded, typed)
+from .checks import (
+    no_breakdown, require, require_count, require_finite, require_number, seeded, typed)
 from .decomposition import decompose, require_degree, row_basis
 from .identifiability import Recovery, require_network
 from .networks import MLP
@@ -56,9 +55,7 @@ def recover_from_gradient(
         step = degree*a0[:, None]*((b*scale*(inside @ X.T)**(degree-1)) @ X) @ Q.T
         return ((step - dW).norm()/dW.norm()).item()
     X, b, rank, needed = decompose(U, F/scale, degree, misfit, interpolation, refine)
-    left = misfit(X, b)
-    require_sound('the residual', torch.tensor(left), 'divide weights and step by a constant')
-    return Recovery.judged(X @ Q.T, b*scale, rank, needed, left)
+    return Recovery.judged(X @ Q.T, b*scale, rank, needed, misfit(X, b))
 
 # %% ../nbs/beyond/inversion.ipynb #14be000a
 _SHARP = 10. # a drop of the singular values that counts as their end

@@ -15,7 +15,8 @@ from functools import cache
 from importlib.resources import files
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
-from .checks import is_count, require, require_flag, require_number
+from .checks import (
+    is_count, require, require_flag, require_number, why_no_path)
 
 # %% ../nbs/support/options.ipynb #0b710007
 # a value of the command line, by what it names there: a path to read, a folder to fill, images
@@ -213,20 +214,12 @@ def _inner(hint):
     if get_origin(hint) not in (Union, UnionType): return hint, False
     return next(h for h in get_args(hint) if h is not NoneType), NoneType in get_args(hint)
 
-def _why_no_path(value):
-    "Why the system could not look a path up; '' if it can, whether it is there or not"
-    try: os.lstat(value)
-    except (FileNotFoundError, NotADirectoryError, PermissionError): pass
-    except UnicodeEncodeError: return 'it has letters that no file name has'
-    except (OSError, ValueError) as e: return getattr(e, 'strerror', None) or str(e)
-    return ''
-
 def _require_words(name, value, path=False):
     "ValueError for what is no text, or no path"
     good = isinstance(value, os.PathLike if path and not isinstance(value, str) else str)
     require(good, name, f'<{type(value).__name__}>', 'a text', 'write it in quotes')
     require(str(value) != '', name, "''", 'not empty', 'leave it out')
-    why = _why_no_path(value) if path else '\0' in value and 'it has a null byte'
+    why = why_no_path(value) if path else '\0' in value and 'it has a null byte'
     require(not why, name, value, f'a path of this system ({why})' if path else 'a text',
             'choose another one')
 

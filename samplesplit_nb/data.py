@@ -382,6 +382,8 @@ def load_images(
     if not path.exists():
         raise FileNotFoundError(f'{printable(path, 300)} not found: name a folder of images, '
                                 'or an .npz file')
+    require(path.is_file() or path.is_dir(), 'path', path, 'a file or a folder',
+            'name another one') # a pipe would never end
     images, found = _read_folder(path) if path.is_dir() else _read_arrays(path)
     images = _alike(path, images, size, gray)
     y, classes = _targets(path, found if labels is None else labels, len(images))

@@ -217,7 +217,7 @@ def _module_shape(model, shape):
     except Exception as e: out, why = None, str(e) or type(e).__name__
     require(torch.is_tensor(out) and out.ndim == 2, 'shape', shape,
             'what the module takes, giving (k, outputs)',
-            f'it says: {why or getattr(out, "shape", type(out).__name__)}')
+            f'torch says: {why or getattr(out, "shape", type(out).__name__)}')
     return InputShape(math.prod(shape), shape, rows=False)
 
 # %% ../nbs/support/weights.ipynb #5afe0035

@@ -61,6 +61,15 @@ def _network(bias, outputs=1, seed=1):
     return MLP([64, 20, 20, outputs], bias=bias, seed=seed)
 
 
+def _alive():
+    "A network of one neuron in each layer, which is on for half of all images"
+    net = MLP([64, 1, 1, 1], bias='first', seed=1)
+    with torch.no_grad():
+        for layer in net.layers[1:]:
+            layer.weight.abs_()
+    return net
+
+
 def write_networks(folder):
     init, first, ten = _network('all'), _network('first'), _network('first', 3)
     dead = _network('first')
@@ -71,7 +80,7 @@ def write_networks(folder):
         tiny=_scaled(_network('first'), 1e-12), tiniest=_scaled(_network('first'), 1e-30),
         huge=_scaled(_network('first'), 1e12), hugest=_scaled(_network('first'), 1e30),
         far=_trained(init, 1e25), near=_trained(init, 1e-30), narrow=MLP([9, 5, 1]),
-        small=MLP([64, 1, 1, 1], bias='first'), double=_network('first').double(),
+        small=_alive(), double=_network('first').double(),
         power=MLP([64, 20, 1], bias='none'),
     )  # fmt: skip
     for name, net in named.items():

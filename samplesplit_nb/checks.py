@@ -285,12 +285,13 @@ def _rule(hint)->tuple[Callable, str]: # is a value of that type? the type, in w
         collections.abc.Callable: (callable, 'a function')}
     if kind in known: return known[kind]
     if not isinstance(kind, type) or kind is Any: return (lambda v: True), 'anything'
-    return (lambda v: isinstance(v, kind)), f'of {kind.__name__}'
+    return (lambda v: isinstance(v, kind)), f'of class {kind.__name__}'
 
 def _is_text(value)->bool: return isinstance(value, str) and '\0' not in value
 
 # %% ../nbs/support/checks.ipynb #fa060004
-_P, _R = ParamSpec('_P'), TypeVar('_R')
+_P = ParamSpec('_P')
+_R = TypeVar('_R')
 
 def _held(f)->dict: # name -> rule
     "What the annotations of a function say about its arguments"

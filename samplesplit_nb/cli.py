@@ -183,9 +183,9 @@ class _Stopped(KeyboardInterrupt):
 def _stoppable():
     "SIGTERM and SIGHUP as an interruption, where nothing else listens to them"
     def stop(number, _): raise _Stopped(number)
-    old = {}
+    old:dict = {}
     for name in ('SIGTERM', 'SIGHUP'):
-        number = getattr(signal, name, None)
+        number:Any = getattr(signal, name, None)
         with suppress(TypeError, ValueError): # not here, or not in this thread
             if signal.getsignal(number) is signal.SIG_DFL: old[number] = signal.signal(
                 number, stop)
@@ -227,17 +227,17 @@ def _failure(e:BaseException, command:str, options)->tuple[int, str]: # exit sta
     raise e
 
 # %% ../nbs/support/cli.ipynb #fa030012
-def _nowhere_finite(tree, where=''):
+def _not_finite(tree, where=''):
     "The place of the first number that JSON does not have; None without one"
-    if isinstance(tree, dict): items = tree.items()
-    elif isinstance(tree, (list, tuple)): items = enumerate(tree)
-    else: return where if isinstance(tree, float) and tree - tree != 0 else None
-    found = (_nowhere_finite(v, f'{where}.{k}' if where else str(k)) for k, v in items)
+    if isinstance(tree, (list, tuple)): tree = dict(enumerate(tree))
+    if not isinstance(tree, dict):
+        return where if isinstance(tree, float) and tree - tree != 0 else None
+    found = (_not_finite(v, f'{where}.{k}' if where else str(k)) for k, v in tree.items())
     return next((w for w in found if w is not None), None)
 
 def _json(record):
     "One line; NumericalError for a number that JSON does not have"
-    where = _nowhere_finite(record)
+    where = _not_finite(record)
     if where is None: return json.dumps(record, allow_nan=False)
     raise NumericalError(f'{where} is nan or inf: no number that could be printed; '
                          'the numbers before it are too large')

@@ -390,8 +390,8 @@ class _Reporting(_Recorded):
         "The objective here, with its gradients"
         c = self.candidates
         with self.kept(): loss = c.evaluate(self.objective, self.sharpness()).item()
-        finite = math.isfinite(loss) and all(
-            bool(t.isfinite().all()) for t in (c.x, c.lam, c.x.grad))
+        parts = [t for t in (c.x, c.lam, c.x.grad) if t is not None]
+        finite = math.isfinite(loss) and all(bool(t.isfinite().all()) for t in parts)
         if not finite: raise _lost(self, loss)
         return loss
 
@@ -408,8 +408,8 @@ def _lost(run, loss):
     "The error for a run that has left the finite numbers"
     last = run.last or run.result('diverged at once')
     remedy = (f'use a smaller lr (now {run.descent.lr:g}) or a smaller sharpness' if run.last
-              else f'numbers are too large for {run.candidates.x.dtype}: use float64, or '
-              'divide weights and images by a constant')
+              else f'numbers are too large or too small for {run.candidates.x.dtype}: use '
+              'float64, or scale weights and images')
     return ReconstructionError(
         f'loss={loss} at step {run.step}: the loss and the candidates must stay finite; '
         f'{remedy}. The state of step {last.history.step[-1] if last.history.step else 0} is '

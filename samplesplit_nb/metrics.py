@@ -32,7 +32,8 @@ def _check(X, candidates):
             and len(candidates) >= 1,
             'candidates.shape', tuple(candidates.shape), f'(k, {X.shape[-1]}) with k >= 1',
             'flatten images to rows of the same length as the training samples')
-    require_finite('X', X), require_finite('candidates', candidates)
+    require_finite('X', X)
+    require_finite('candidates', candidates)
 
 # %% ../nbs/support/metrics.ipynb #3e7a0105
 class Nearest(NamedTuple):

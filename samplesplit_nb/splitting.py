@@ -561,7 +561,6 @@ def _run_to_end(run, splitting):
         run.descend()
 
 # %% ../nbs/02_splitting.ipynb #e1485cc0
-@typed
 @torch.no_grad()
 def reconstruct(
     objective:ReconstructionObjective,

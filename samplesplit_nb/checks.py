@@ -213,16 +213,17 @@ def is_dense(
 def require_tensor(
     name:str, # the argument's name
     value, # what was given
-    like:'Tensor|None'=None # any shape, of the dtype and device that are wanted; None: any
+    like:'Tensor|None'=None, # any shape, of the dtype and device that are wanted; None: any
+    any_dtype:bool=False # may its numbers be whole?
 )->None:
     "Raise a `ValueError` unless it is a tensor of floating-point numbers, of that kind"
     import torch
     require(torch.is_tensor(value), name, f'<{type(value).__name__}>', 'a tensor',
             f'use torch.as_tensor({name})')
-    require(value.is_floating_point(), name, f'<{value.dtype}>',
+    require(any_dtype or value.is_floating_point(), name, f'<{value.dtype}>',
             'a tensor of floating-point numbers', f'use {name}.float()')
-    require(is_dense(value), name, f'<{value.layout} on {value.device}>',
-            'a dense tensor with numbers', f'use {name}.to_dense()')
+    require(is_dense(value), name, f'<{value.dtype}, {value.layout} on {value.device}>',
+            'a dense tensor of real numbers', f'use {name}.to_dense(), or its real part')
     if like is not None: require(
         value.dtype == like.dtype and value.device == like.device, name,
         f'<{value.dtype} on {value.device}>', f'{like.dtype} on {like.device}',
@@ -309,9 +310,10 @@ def typed(
         given = form.bind(*args, **kwargs).arguments # TypeError for other names
         for name, (ok, words) in rules().items():
             if name not in given or ok(given[name]): continue
-            plain = 'tensor' not in words and words[:2] != 'of'
-            require(False, name, _shown(given[name]) if plain else
-                    f'<{type(given[name]).__name__}>', words, f'see the help of {f.__name__}')
+            value, kind = given[name], f'<{type(given[name]).__name__}>'
+            if words.startswith('a dense tensor'): require_tensor(name, value, any_dtype=True)
+            require(False, name, kind if words[:2] == 'of' else _shown(value), words,
+                    f'see the help of {f.__name__}')
         return f(*args, **kwargs)
     return held
 

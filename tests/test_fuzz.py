@@ -120,7 +120,8 @@ def write_others(folder):
     (folder / 'loop').symlink_to('loop')
     (folder / 'mine.py').write_text(
         'import os, sys\nfrom torch import nn\n'
-        'def net(): return nn.Sequential(nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 1))\n'
+        'def net(): return nn.Sequential(nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(),\n'
+        '    nn.Linear(20, 1))\n'
         'def leaves(): sys.exit(0)\n'
         'def prints(): print("hello"); return net()\n'
         'def wants(x): return x\n'
@@ -513,7 +514,7 @@ def lines(batch):
 
 
 @pytest.mark.parametrize('batch', range(BATCHES))
-def test_random_command_lines(batch, place, monkeypatch, subtests=None):
+def test_random_command_lines(batch, place, monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.delenv('SAMPLESPLIT_DATA', raising=False)
     path, bad = list(sys.path), []
@@ -535,3 +536,13 @@ def test_random_command_lines(batch, place, monkeypatch, subtests=None):
             (place / 'out' / name).unlink(missing_ok=True)
     sys.path[:] = path
     assert not bad, '\n'.join(f'{wrong}\n    {words}' for words, wrong in bad)
+
+
+def test_a_dozen_of_them_as_processes(place):
+    "The same words through the shell's door: the same status, no traceback, nothing but JSON on stdout"
+    program = str(Path(sys.executable).with_name('samplesplit'))
+    r = random.Random(5)
+    usable = [w for b in range(BATCHES) for w in lines(b) if not any('\0' in v or '\udcff' in v for v in w)]
+    for words in r.sample(usable, 12):
+        done = subprocess.run([program, *words], cwd=place, capture_output=True, text=True, timeout=100)
+        assert fault(words, done.returncode, done.stdout, done.stderr) is None, words

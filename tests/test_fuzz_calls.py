@@ -1,12 +1,14 @@
 """Random calls of the library: whatever is given, a finite answer or one line that names what is wrong
 
-Seeded, as tests/test_fuzz.py. A call begins with arguments that are right; one or two of them are replaced by
-what callers give by mistake. A ValueError has the four parts of `checks.require`; a TypeError is Python's own,
-for a call with other names; numbers that are lost are a NumericalError.
+Seeded, as tests/test_fuzz.py. A call begins with arguments that are right; one or two of them are replaced
+by what callers give by mistake. A ValueError has the four parts of `checks.require`; a TypeError is Python's
+own, for a call with other names; numbers that are lost are a NumericalError.
 
-Called are the functions and classes from which a user starts: those of `samplesplit_nb` itself, the objectives
-and settings, what trains, certifies, scores, reads and decomposes, and the commands. Left out are the parts
-that these are made of (tangents, penalties, Lanczos, runs, figures, claims): what they are given was checked.
+Called are the functions and classes from which a user starts: those of `samplesplit_nb` itself, the
+objectives and settings, what trains, certifies, scores, reads and decomposes, and the commands. Left out are
+the parts that these are made of (tangents, penalties, Lanczos, runs, figures, claims, our own files), whose
+arguments were checked before, functions of a caller's own, which raise what they raise, and counts of steps
+that are right and take hours.
 """
 
 import contextlib, copy, dataclasses, io, math, os, random, warnings

@@ -6,12 +6,13 @@
 __all__ = ['Answer', 'Report', 'begin', 'writable_folder']
 
 # %% ../nbs/support/answers.ipynb #a0550003
-import os, textwrap
+import errno, os, textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
-from .checks import require
+from .checks import printable, require
+from .options import check_options
 
 # %% ../nbs/support/answers.ipynb #c0330008
 _T = TypeVar('_T')
@@ -44,9 +45,9 @@ class _Told:
     def exactly(self,
         text # a table, or a string with lines of its own
     )->None:
-        "Say it as it is"
-        self.texts.append(str(text))
-        if self.hear is not None: self.hear(str(text))
+        "Say it as it is, but for what no terminal should be sent"
+        self.texts.append(printable(text, lines=True))
+        if self.hear is not None: self.hear(self.texts[-1])
 
 # %% ../nbs/support/answers.ipynb #c0330051
 class Report(_Told):
@@ -77,14 +78,17 @@ def begin(
     options:_O|None, # an object of it, or None
     hear:Callable[[str], Any]|None, # see `Report`
     settings:dict # fields by name, instead of an object
-)->tuple[_O, Report]: # ValueError for options given in both ways
-    "The options of a command, however they were given, and its `Report`"
+)->tuple[_O, Report]: # ValueError for options given in both ways, or of another type
+    "The options of a command, checked, however they were given, and its `Report`"
     require(options is None or not settings, 'options', options,
             f'left out where settings are given by name, as {", ".join(settings)}',
             'use dataclasses.replace(options, ...)')
-    given = kind(**settings) if options is None else options
-    for f in fields(given): # type: ignore[arg-type] # a dataclass
-        require(getattr(given, f.name) != '', f.name, "''", 'not empty', 'leave it out')
+    given:Any = kind(**settings) if options is None else options
+    require(isinstance(given, kind), 'options', f'<{type(given).__name__}>',
+            f'a {kind.__name__}', 'or give them by name')
+    require(hear is None or callable(hear), 'hear', repr(hear), 'a function of a text',
+            'use print')
+    check_options(given)
     return given, Report(hear)
 
 # %% ../nbs/support/answers.ipynb #5c266a48
@@ -98,7 +102,9 @@ def writable_folder(
     path = Path(path)
     require(not path.exists() or path.is_dir(), name, path, 'a folder', remedy)
     try: path.mkdir(parents=True, exist_ok=True)
-    except (FileNotFoundError, NotADirectoryError, PermissionError) as e: why = e.strerror
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT): raise # no fault of the name
+        why = e.strerror
     else: why = None
     require(why is None, name, path, f'a folder that can be made ({why})', remedy)
     require(os.access(path, os.W_OK), name, path, 'a folder you may write to', remedy)

@@ -16,7 +16,8 @@ import torch
 from torch.nn import Linear, Module
 from .answers import Answer, begin, writable_folder
 from .certificates import WeightsCertificate, certify
-from .checks import pick_device, require, require_count, require_finite
+from .checks import (
+    pick_device, printable, require, require_count, require_finite, require_memory)
 from .data import ImageData, class_numbers
 from .descent import Reconstruction, ReconstructionError, Running
 from .figures import candidates_figure, matches_figure
@@ -30,8 +31,9 @@ from .perceptrons import LIKELY, activation_named, perceptron, perceptron_in
 from .options import (METHODS, CertifyOptions, EvaluateOptions, InvertOptions,
     ReconstructOptions, require_positive)
 from .presets import PRESETS, preset
-from .problems import (
-    ATTACKS, Start, draw_start, make_descent, make_objective, make_splitting)
+from samplesplit_nb.problems import (
+    ATTACKS, Start, draw_start, make_descent, make_objective, make_splitting,
+    require_traces)
 from .records import split_row, thin
 from .settings import OURS, Experiment, published
 from .splitting import Splitting, reconstruct
@@ -163,6 +165,15 @@ class _Prepared:
     findings:list # of `ModuleFinding`
 
 # %% ../nbs/support/attacks.ipynb #c0330028
+def _require_room(e, d, dtype, device):
+    "MemoryError where k candidates cannot fit, whatever the network"
+    each = d*(8 + 6*dtype.itemsize) # the start, itself, its gradient, two moments, two copies
+    basis = e.num_matvecs*d*dtype.itemsize*(e.splits > 0)
+    kernel = 3*8*e.k*(e.lr_multipliers is None) # eliminated from k equations
+    # in turn, not at once
+    need = e.k*(each + max(basis, kernel))
+    require_memory(need, f'{e.k} candidates of {d} numbers', device)
+
 def _prepare(o):
     "Networks, images and settings; ValueError for what does not go together"
     method = _method(o)
@@ -175,7 +186,9 @@ def _prepare(o):
     data = images_given(o, task_of(ATTACKS[method].classes), takes.d) if o.data else None
     e = _settings(o, method, str(dtype).removeprefix('torch.'))
     shape = None if takes.rows else takes.shape
+    _require_room(e, takes.d, dtype, next(model.parameters()).device)
     objective = make_objective(e, model, init, e.k, shape=shape, chunk_size=o.chunk_size)
+    require_traces(objective, e.k)
     return _Prepared(method, model, takes, data, e, objective, draw_start(e, objective, e.k),
                      make_splitting(e) if e.splits and not o.no_split else None, findings)
 
@@ -204,7 +217,8 @@ def _attack_record(o, ready, found):
     e = ready.experiment
     rule = None if ready.splitting is None else repr(ready.splitting.rule)
     return dict(
-        command='reconstruct', weights=str(o.weights), init=o.init, method=ready.method,
+        command='reconstruct', weights=str(o.weights), init=o.init and str(o.init),
+        method=ready.method,
         preset=o.preset, network=describe(ready.model).record(), seed=o.seed,
         **_records(ready.findings),
         settings=dict(k=e.k, steps=e.steps, lr=e.lr, chunk_size=o.chunk_size,
@@ -231,17 +245,25 @@ def _descent(ready):
     return descent if soft else replace(descent, sharpen=None)
 
 def _descend(o, out, ready, say):
-    "The `Reconstruction`; what there was is saved before a ReconstructionError"
+    "The `Reconstruction`; what there was is saved before an error or an interruption"
     e, (x, lam) = ready.experiment, ready.start
     running = Running(
         seed=e.seed, progress='reconstruct',
         checkpoint=Checkpoint(out/'state.safetensors') if o.checkpoint else None)
     try: return reconstruct(ready.objective, x, lam, _descent(ready), ready.splitting, running)
     except ReconstructionError as failed:
+        if not failed.last.history.step: raise # nothing was found yet
         _save_attack(o, out, ready, failed.last, say)
         raise ReconstructionError(
             f"the objective stopped being finite; use a smaller `lr` (now {e.lr:g}); what "
             f'was found before is in {out/"reconstruction.npz"}', failed.last) from failed
+    except KeyboardInterrupt as stopped:
+        last = vars(stopped).get('last')
+        if last is not None:
+            _save_attack(o, out, ready, replace(last, result='interrupted'), say)
+            stopped.args = (f'what was found until step {last.history.step[-1]} is in '
+                            f'{out/"reconstruction.npz"}',)
+        raise
 
 # %% ../nbs/support/attacks.ipynb #c7114442
 def _say_network(say, model, module, known='', other='--module names any other'):
@@ -348,7 +370,7 @@ def _inversion_record(o, ready, answer, seconds):
     found = answer.found
     c = found.multipliers.cpu()
     record = dict(
-        command='invert', weights=str(o.weights), init=o.init,
+        command='invert', weights=str(o.weights), init=str(o.init),
         network=describe(ready.model).record(), seed=o.seed,
         settings=dict(samples=o.samples, directions=o.directions, rounds=o.rounds,
                       activation=_functions(ready.before)),
@@ -389,7 +411,8 @@ def invert_files(
 def _read_found(path):
     "The arrays of a reconstruction; FileNotFoundError, or ValueError for another kind of file"
     remedy = 'give the reconstruction.npz that `samplesplit reconstruct` wrote'
-    if not Path(path).is_file(): raise FileNotFoundError(f'{path} not found: {remedy}')
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'{printable(path, 300)} not found: {remedy}')
     try: arrays = load_arrays(path)
     except ValueError: arrays = {}
     found = [v for k, v in arrays.items() if k == 'x' or k.startswith('x_')]

@@ -16,7 +16,9 @@ import torch
 from scipy.optimize import minimize, nnls
 from torch import Tensor
 from torch.func import functional_call, grad, jvp
-from .checks import require, require_count, require_finite, require_number
+from samplesplit_nb.checks import (
+    no_breakdown, require, require_count, require_finite, require_number, require_sound,
+    typed)
 from .identifiability import interpolation_rank
 from .networks import (
     MLP, SmoothReLU, flat_parameters, frozen_parameters, is_homogeneous, trained_parameters)
@@ -79,6 +81,7 @@ class Counting(Finding):
                        f'too many; at most {most} samples can be determined')
 
 # %% ../nbs/support/certificates.ipynb #ce000013
+@typed
 def counting(
     parameters:int, # weights of the network
     d:int, # numbers in a sample
@@ -120,6 +123,7 @@ class RankCondition(Finding):
         return f'rank condition (4.2): {self.rank} of {self.needed} needed: {says}{caution}'
 
 # %% ../nbs/support/certificates.ipynb #ce000018
+@typed
 def rank_condition(
     model:torch.nn.Module, # an `MLP` of two layers without biases, with one output
     degree:int # its activation is t^degree
@@ -154,6 +158,19 @@ def _labels(y, like, outputs):
     return y.to(like.device, torch.int64)
 
 # %% ../nbs/support/certificates.ipynb #ce000025
+@torch.no_grad()
+def _given(model, X):
+    "The outputs; ValueError for a module that does not take X, or gives no tensor"
+    out, why = None, ''
+    try: out = model(X)
+    except Exception as e: # someone else's code
+        if isinstance(e, MemoryError) or 'memory' in str(e): raise
+        why = ' '.join(str(e).split())[:200] or type(e).__name__
+    require(torch.is_tensor(out), 'model',
+            f'<{type(model).__name__}: {why or f"gives {type(out).__name__}"}>',
+            'a network that takes X and gives a tensor', 'wrap it in a module that does')
+    return out
+
 def checked_samples(
     model:torch.nn.Module, # takes (n, d), gives (n, 1) or (n, classes)
     X:Tensor, # (n, d) samples
@@ -162,13 +179,15 @@ def checked_samples(
 )->tuple[Tensor, Tensor]: # X (n, d) and y (n,); ValueError for what does not fit
     "Samples and labels in the dtype and on the device of a network's weights"
     _check_samples(X, y)
-    p = next(model.parameters())
-    with torch.no_grad(): shape = tuple(model(X.to(p)).shape)
+    p = next(model.parameters(), None)
+    require(p is not None, 'model', f'<{type(model).__name__} without parameters>',
+            'a network with weights', 'there is nothing to certify')
+    shape = tuple(_given(model, X.to(p)).shape)
     outputs = '1' if one_output else 'outputs'
     require(len(shape) == 2 and shape[0] == len(X) and (shape[1] == 1 or not one_output),
             'model(X).shape', shape, f'({len(X)}, {outputs})',
             f'use a network with outputs (n, {outputs})')
-    return X.to(p), _labels(y, p, shape[1])
+    return X.detach().to(p), _labels(y, p, shape[1])
 
 # %% ../nbs/support/certificates.ipynb #ce000028
 def sample_margins(
@@ -181,6 +200,9 @@ def sample_margins(
     return own[:, 0] - out.scatter(1, y[:, None], -math.inf).amax(1)
 
 # %% ../nbs/support/certificates.ipynb #ce000030
+# the remedy for what overflows
+_SMALLER = 'divide weights or images by a constant, or give the weights in float64'
+
 @dataclass(frozen=True)
 class Margins(Finding):
     "Outputs on the training data: how many samples are on the right side, and how far"
@@ -197,15 +219,18 @@ class Margins(Finding):
                 f'{self.least:.3g}, median {self.median:.3g}')
 
 # %% ../nbs/support/certificates.ipynb #ce000031
+@typed
 @torch.no_grad()
 def margins(
     model:torch.nn.Module, # takes (n, d), gives (n, 1) or (n, classes)
     X:Tensor, # (n, d) samples
     y:Tensor # (n,) labels -1 / +1, or classes
-)->Margins: # ValueError for samples or labels that do not fit
+)->Margins: # ValueError for samples or labels that do not fit; NumericalError: overflow
     "On which side of the decision the samples are, and how far, in float64"
     X, y = checked_samples(model, X, y)
-    m = sample_margins(model(X).double(), y)
+    out = model(X)
+    require_sound('the outputs', out, _SMALLER)
+    m = sample_margins(out.double(), y)
     return Margins(int((m > 0).sum()), m.min().item(), m.median().item(), len(m))
 
 # %% ../nbs/support/certificates.ipynb #ce000034
@@ -233,7 +258,7 @@ def _best_multipliers(G, c, square):
     w, V = torch.linalg.eigh(G)
     if not w[-1] > 0: return 1., torch.zeros_like(c)      # all gradients are 0
     V, root = V[:, w > 1e-14*w[-1]], w[w > 1e-14*w[-1]].sqrt()
-    lam, _ = nnls((V*root).T.cpu().numpy(), ((V.T @ c)/root).cpu().numpy())
+    lam, _ = nnls(*(t.detach().cpu().numpy() for t in ((V*root).T, (V.T @ c)/root)))
     lam = torch.from_numpy(lam).to(c)
     left = square - (2*lam @ c - lam @ G @ lam).item()
     return math.sqrt(max(left, 0.)/square), lam
@@ -249,14 +274,17 @@ def _squared_norm(theta):
     square = sum(p.square().sum().item() for p in theta)
     require(square > 0, 'model', '<all weights 0>', 'a network with weights',
             'start from larger weights')
+    require_sound('the squared norm of the weights', torch.tensor(square), _SMALLER)
     return square
 
 # %% ../nbs/support/certificates.ipynb #ce000039
+@typed
 def kkt_stationarity(
     model:torch.nn.Module, # the trained network; outputs (n, 1), or (n, classes)
     X:Tensor, # (n, d) training samples
     y:Tensor # (n,) labels -1 / +1, or with several outputs classes 0, 1, ...
-)->KKTStationarity: # unpacks as (residual, multipliers); ValueError for bad input
+)->KKTStationarity: # unpacks as (residual, multipliers); ValueError for bad input,
+    # NumericalError where numbers are too large
     "How far from equation (1), with slopes 0 or 1; in float64, exact down to about 1e-7"
     model = copy.deepcopy(model).double()
     X, y = checked_samples(model, X, y)
@@ -265,8 +293,10 @@ def kkt_stationarity(
     with torch.no_grad(): c = jvp(out, (theta,), (theta,))[1]
     plain = type(model) is MLP and not frozen_parameters(model)
     G = (_margin_gram_mlp if plain else _margin_gram)(model, X, y)
-    require_finite('model', G, 'retrain with a smaller step')
-    return KKTStationarity(*_best_multipliers(G, c, _squared_norm(theta.values())))
+    square = _squared_norm(theta.values())
+    require_sound("the kernel of the samples' gradients", torch.cat([G, c[None]]), _SMALLER)
+    with no_breakdown('the best multipliers', _SMALLER):
+        return KKTStationarity(*_best_multipliers(G, c, square))
 
 # %% ../nbs/support/certificates.ipynb #962b0954
 def _affine(layer, h):
@@ -334,13 +364,15 @@ class Pinned(NamedTuple):
     model:MLP # in float64
     moved:float # |change| / |theta|
 
+@typed
 @torch.no_grad()
 def pin_to_kinks(
     model:MLP, # a ReLU network; left as it is
     X:Tensor, # (n, d) training samples
     y:Tensor|None=None, # (n,) classes: wrong ones that nearly tie are made to; None: are not
     tol:float=3e-3 # largest change of a neuron, relative; see training.ipynb, "Which `tol`?"
-)->Pinned: # unpacks as (model, moved); ValueError for bad input
+)->Pinned: # unpacks as (model, moved); ValueError for bad input,
+    # NumericalError where numbers are too large
     "Move neurons whose pre-activation is nearly 0 for some sample until it is 0 to rounding"
     _check_relu(model)
     _check_width(model, X)
@@ -353,6 +385,8 @@ def pin_to_kinks(
         h = pinned.activation(layer(h))
     if y is not None and pinned.widths[-1] > 2: _pin_ties(pinned.layers[-1], h, y, tol)
     before, after = flat_parameters(model).double(), flat_parameters(pinned)
+    _squared_norm([before]) # it is divided by
+    require_sound('the pinned weights', after, _SMALLER)
     return Pinned(pinned, ((after - before).norm()/before.norm()).item())
 
 def _pin_layer(layer, h, tol):
@@ -447,13 +481,15 @@ class ClarkeStationarity(NamedTuple):
     slopes:list # of each hidden layer, (n, width)
 
 # %% ../nbs/support/certificates.ipynb #ce000078
+@typed
 def clarke_stationarity(
     model:MLP, # a ReLU network, e.g. from `pin_to_kinks`; outputs (n, 1), or (n, classes)
     X:Tensor, # (n, d) training samples
     y:Tensor, # (n,) labels -1 / +1, or with several outputs classes 0, 1, ...
     tol:float|None=None, # |z| / (|W_j, b_j| |h_i, 1|) up to this: 0; None: 32 eps of the dtype
     max_iter:int=200 # of L-BFGS-B
-)->ClarkeStationarity: # unpacks as (residual, multipliers, slopes); ValueError for bad input
+)->ClarkeStationarity: # unpacks as (residual, multipliers, slopes); ValueError for bad input,
+    # NumericalError where numbers are too large
     "How far from equation (2), at the best multipliers and slopes found: an upper bound"
     _check_relu(model)
     if tol is None: tol = 32*torch.finfo(next(model.parameters()).dtype).eps
@@ -465,11 +501,12 @@ def clarke_stationarity(
     square = _squared_norm([flat_parameters(model)])
     who, cotangent = _ties(model.layers[-1], inputs[-1], y, tol)
     parts = _kernel_parts(model, inputs, who, cotangent)
-    require_finite('model', parts(slopes)[0], 'retrain with a smaller step')
-    if any(k.any() for k in kinks):
-        slopes = _best_slopes(parts, square, slopes, kinks, max_iter)
-    G, c = parts(slopes)
-    r, lam = _best_multipliers(G, c, square)
+    require_sound("the kernel of the samples' gradients", parts(slopes)[0], _SMALLER)
+    with no_breakdown('the best multipliers and slopes', _SMALLER):
+        if any(k.any() for k in kinks):
+            slopes = _best_slopes(parts, square, slopes, kinks, max_iter)
+        G, c = parts(slopes)
+        r, lam = _best_multipliers(G, c, square)
     return ClarkeStationarity(r, lam.new_zeros(len(X)).index_add(0, who, lam), slopes)
 
 # %% ../nbs/support/certificates.ipynb #ce0000b4
@@ -532,12 +569,13 @@ class Stationarity(Finding):
             f'{self.moved:.0e} of themselves onto their kinks{parts}')
 
 # %% ../nbs/support/certificates.ipynb #ce000058
+@typed
 def stationarity(
     model:torch.nn.Module, # outputs (n, 1), or (n, classes)
     X:Tensor, # (n, d) training samples
     y:Tensor, # (n,) labels -1 / +1, or with several outputs classes 0, 1, ...
     homogeneous:bool|None=None # None: look at the layers
-)->Stationarity: # ValueError for samples or labels that do not fit
+)->Stationarity: # ValueError for samples or labels that do not fit; NumericalError: overflow
     "How nearly theta is a non-negative combination of the samples' gradients"
     r, lam = kkt_stationarity(model, X, y)
     active = int((lam > 1e-6*lam.max()).sum()) if r < 1 else 0
@@ -581,6 +619,7 @@ def _sizes(model, X, y, n, d):
             'give the numbers in a sample')
     return n, d
 
+@typed
 def certify(
     model:torch.nn.Module, # takes (n, d), gives (n, 1) or (n, classes)
     X:Tensor|None=None, # (n, d) training samples; None: without the parts that need them
@@ -589,7 +628,8 @@ def certify(
     degree:int|None=None, # the activation is t^degree; None: no rank condition
     homogeneous:bool|None=None, # what you know of a module; None: look at the layers
     d:int|None=None # numbers in a sample; None: as an `MLP`, or X, has them
-)->WeightsCertificate: # ValueError for what does not fit together, or is missing
+)->WeightsCertificate: # ValueError for what does not fit together, or is missing,
+    # NumericalError where numbers are too large
     "What can be said of the training data in these weights, before any attack"
     n, d = _sizes(model, X, y, n, d)
     parameters = sum(p.numel() for p in trained_parameters(model).values())

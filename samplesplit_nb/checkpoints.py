@@ -11,7 +11,7 @@ import json, math, mmap, os, re, stat, warnings, zipfile
 from collections import deque
 from pathlib import Path
 import torch
-from .checks import require, shown
+from .checks import require, shown, typed
 from .storage import atomic_path
 
 # %% ../nbs/support/checkpoints.ipynb #e9b8983a
@@ -396,6 +396,7 @@ def _one_table(path, tables):
     if len(found) > 1: refuse_several(path, 'several networks', list(found))
     return next(iter(found.values()))
 
+@typed
 def load_weights(
     path:str|Path # a file, an index of several, or a folder as of Hugging Face
 )->dict: # name -> tensor on the CPU, dtype as stored

@@ -6,13 +6,29 @@
 __all__ = ['main']
 
 # %% ../nbs/support/cli.ipynb #4e76f873
-import argparse, errno, json, os, re, sys
+import argparse, errno, json, os, re, signal, sys
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import MISSING, Field, fields
 from inspect import cleandoc
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 from . import __version__
+from .checks import NumericalError, printable
 from .options import OPTIONS, docments, study_help
+
+# %% ../nbs/support/cli.ipynb #fa030001
+def _whole(text):
+    "A whole number of at most 30 digits"
+    if re.fullmatch(r'[+-]?[0-9]{1,30}', text): return int(text)
+    raise argparse.ArgumentTypeError(f'{text!r} is no whole number')
+
+def _decimal(text):
+    "A number; nan and inf are told by whoever asked for it that they will not do"
+    digits = r'([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?'
+    if re.fullmatch(f'[+-]?({digits}|nan|inf)', text): return float(text)
+    raise argparse.ArgumentTypeError(f'{text!r} is no number')
+
+_READ = {int: _whole, float: _decimal}
 
 # %% ../nbs/support/cli.ipynb #c1100001
 def _argument(hint)->dict[str, Any]:
@@ -21,10 +37,10 @@ def _argument(hint)->dict[str, Any]:
         hint = next(h for h in get_args(hint) if h is not NoneType)
     if hint is bool: return dict(action='store_true')
     if get_origin(hint) is Literal: return dict(choices=get_args(hint))
-    if get_origin(hint) is tuple: return dict(type=get_args(hint)[0], nargs='+')
-    if get_origin(hint) is not Annotated: return dict(type=hint)
+    if get_origin(hint) is tuple: return _argument(get_args(hint)[0]) | dict(nargs='+')
+    if get_origin(hint) is not Annotated: return dict(type=_READ.get(hint, hint))
     kind, metavar = get_args(hint)
-    return dict(type=kind, metavar=metavar)
+    return dict(type=_READ.get(kind, kind), metavar=metavar)
 
 # %% ../nbs/support/cli.ipynb #c1100004
 def _option(name):
@@ -74,11 +90,34 @@ def _fill(parser, options)->None:
     parser.add_argument('--json', action='store_true',
                         help='print one JSON object instead of text')
 
+# %% ../nbs/support/cli.ipynb #fa030004
+def _muted(stream):
+    "What is still written to a stream, at the end of the process too, goes nowhere"
+    with suppress(AttributeError, OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+def _written(stream, text:str='')->bool: # False: it is lost
+    "Write to a stream, at once, in letters that it has; a reader that has gone had enough"
+    letters = getattr(stream, 'encoding', None) or 'utf-8'
+    try:
+        stream.write(text.encode(letters, 'replace').decode(letters))
+        stream.flush()
+    except BrokenPipeError: _muted(stream)
+    except (AttributeError, OSError, ValueError): # full, or closed before Python began
+        _muted(stream)
+        return False
+    return True
+
 # %% ../nbs/support/cli.ipynb #c1100015
 class _OneLine(argparse.ArgumentParser):
     "Says what is wrong with a command line in one line"
     def error(self, message):
-        self.exit(2, f'samplesplit: {message}; usage: `{self.prog} --help`\n')
+        said = printable(message, 600)
+        self.exit(2, f'samplesplit: {said}; usage: `{self.prog} --help`\n')
+
+    def _print_message(self, message, file=None):
+        if message and not _written(file or sys.stderr, message) and file is sys.stdout:
+            self.exit(2, 'samplesplit: standard output is closed or full\n')
 
 def _parser():
     "The command line's words"
@@ -112,7 +151,7 @@ _NAMED = re.compile(r'(?<!\S)(?P<given>\w+)(?==)|(?<=: )(?P<rule>\w+)(?= must be
 def _spelled(message:str, options)->str: # one line
     "A message about the fields of `options` in the words of the command line"
     names = {f.name: _option(f.name) for f in fields(options) if f.kw_only}
-    message = ' '.join(message.split())
+    message = printable(' '.join(message.split()), 1200)
     return _NAMED.sub(lambda m: names.get(m[m.lastgroup or 0], m[0]), message)
 
 # %% ../nbs/support/cli.ipynb #f7785fa8
@@ -133,6 +172,35 @@ def _memory_remedy(command, options):
             'one candidate at a time is too much already; use --device cpu or a larger '
             'machine')
 
+# %% ../nbs/support/cli.ipynb #fa030007
+class _Stopped(KeyboardInterrupt):
+    "A signal that ends the process; `status` is what a shell expects then"
+    def __init__(self, number):
+        super().__init__()
+        self.status = 128 + number
+
+@contextmanager
+def _stoppable():
+    "SIGTERM and SIGHUP as an interruption, where nothing else listens to them"
+    def stop(number, _): raise _Stopped(number)
+    old:dict = {}
+    for name in ('SIGTERM', 'SIGHUP'):
+        number:Any = getattr(signal, name, None)
+        with suppress(TypeError, ValueError): # not here, or not in this thread
+            if signal.getsignal(number) is signal.SIG_DFL: old[number] = signal.signal(
+                number, stop)
+    try: yield
+    finally:
+        for number, handler in old.items(): signal.signal(number, handler)
+
+def _interrupted(e, options):
+    "(status, message) after a signal"
+    kept = ' '.join(map(str, e.args))
+    again = 'the same command goes on from there' if (
+        hasattr(options, 'cache') or getattr(options, 'checkpoint', False)) else ''
+    said = '; '.join(filter(None, (kept, again)))
+    return getattr(e, 'status', 130), printable(f'interrupted{"; "*bool(said)}{said}', 1000)
+
 # %% ../nbs/support/cli.ipynb #c1100024
 def _no_room(e)->bool:
     "A disk that is full, or a file that may not grow; safetensors gives the number as text"
@@ -141,18 +209,38 @@ def _no_room(e)->bool:
 
 def _failure(e:BaseException, command:str, options)->tuple[int, str]: # exit status, message
     "What to tell the user; raises the exception itself where it is nobody's mistake but ours"
-    if isinstance(e, KeyboardInterrupt): return 130, 'interrupted' + (
-        '; the same command goes on from there' if hasattr(options, 'cache') else '')
-    if type(e).__name__ == 'ReconstructionError': return 3, _spelled(str(e), options)
-    if _out_of_memory(e): return 2, f'out of memory; {_memory_remedy(command, options)}'
+    if isinstance(e, KeyboardInterrupt): return _interrupted(e, options)
+    if isinstance(e, NumericalError): return 3, _spelled(str(e), options)
+    if _out_of_memory(e):
+        why = f': {e}' if type(e) is MemoryError and str(e) else ''
+        # where the candidates alone are too large, chunks of them do not help
+        remedy = 'use a smaller -k' if why and command == 'reconstruct' else _memory_remedy(
+            command, options)
+        return 2, f'out of memory{why}; {remedy}'
     if _no_room(e):
         places = ' or '.join(f'--{name}' for name in ('out', 'results', 'cache')
                              if hasattr(options, name))
         return 2, f'no room left to write: free some, or choose another {places}'
-    if isinstance(e, (PermissionError, NotADirectoryError)) and e.filename:
-        return 2, f'{e.filename}: {e.strerror}; choose another path'
+    if isinstance(e, OSError) and e.filename and e.strerror:
+        return 2, f'{printable(e.filename, 300)}: {e.strerror}; choose another path'
     if isinstance(e, (ValueError, OSError)): return 2, _spelled(str(e), options)
     raise e
+
+# %% ../nbs/support/cli.ipynb #fa030012
+def _not_finite(tree, where=''):
+    "The place of the first number that JSON does not have; None without one"
+    if isinstance(tree, (list, tuple)): tree = dict(enumerate(tree))
+    if not isinstance(tree, dict):
+        return where if isinstance(tree, float) and tree - tree != 0 else None
+    found = (_not_finite(v, f'{where}.{k}' if where else str(k)) for k, v in tree.items())
+    return next((w for w in found if w is not None), None)
+
+def _json(record):
+    "One line; NumericalError for a number that JSON does not have"
+    where = _not_finite(record)
+    if where is None: return json.dumps(record, allow_nan=False)
+    raise NumericalError(f'{where} is nan or inf: no number that could be printed; '
+                         'the numbers before it are too large')
 
 # %% ../nbs/support/cli.ipynb #c1100027
 def _close_bars()->None:
@@ -163,27 +251,53 @@ def _close_bars()->None:
         bar.leave = False
         bar.close()
 
-def _print(text:str)->None:
-    "On standard output, in letters that it has; nothing once nobody reads it any more"
-    try: print(text, flush=True)
-    except UnicodeEncodeError:
-        letters = sys.stdout.encoding
-        print(text.encode(letters, 'replace').decode(letters), flush=True)
-    except BrokenPipeError: # what is still printed, at exit too, goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+class _Quiet:
+    "Standard error, whose failures are no one's concern: a bar must not end a training"
+    def __init__(self, stream): self._stream = stream
+    def __getattr__(self, name): return getattr(self._stream, name)
+    def write(self, text):
+        _written(self._stream, text)
+        return len(text)
+    def flush(self): _written(self._stream)
+
+class _Output:
+    "Standard output: what could not be written is noticed once, and nothing more is printed"
+    def __init__(self): self.stream, self.lost = sys.stdout, sys.stdout is None
+    def __call__(self, text:str)->None:
+        "Print a line"
+        if not self.lost:
+            self.lost = not _written(self.stream, f'{printable(text, lines=True)}\n')
+
+# %% ../nbs/support/cli.ipynb #fa030010
+def _open_streams()->None:
+    "A stream that was closed before Python began must not be the next file that is opened"
+    for number in range(3):
+        try: os.fstat(number)
+        except OSError: os.open(os.devnull, os.O_RDWR)
+
+def _answer(command, options, as_json, said):
+    "Call the command and print what it answers; (status, message)"
+    # of someone else's code, which may print, nothing comes between the JSON
+    aside = redirect_stdout(sys.stderr) if as_json else nullcontext()
+    try:
+        with aside:
+            from samplesplit_nb.commands import COMMANDS
+            answer = COMMANDS[command](options, None if as_json else said)
+        if as_json: said(_json(answer.record))
+    except (Exception, KeyboardInterrupt) as e: return _failure(e, command, options)
+    if not said.lost: return 0, ''
+    return 2, 'standard output is closed or full: what was said there is lost' + (
+        '; the files are written' if answer.files else '')
 
 def main(
     argv:list|None=None # the words after `samplesplit`; None: those of this process
-)->int: # exit status: 0; 2, 3 or 130 for a failure, as above
+)->int: # exit status: 0; 2, 3, 130 or 143 for a failure, as above
     "The `samplesplit` command; mistakes are one line with the remedy, never a traceback"
+    _open_streams()
     command, options, as_json = _read(argv)
-    try:
-        from samplesplit_nb.commands import COMMANDS
-        answer = COMMANDS[command](options, None if as_json else _print)
-        if as_json: _print(json.dumps(answer.record, allow_nan=False))
-    except (Exception, KeyboardInterrupt) as e:
-        status, message = _failure(e, command, options)
-    else: return 0
-    _close_bars()
-    print(f'samplesplit: {message}', file=sys.stderr)
+    with redirect_stderr(_Quiet(sys.stderr)), _stoppable():
+        status, message = _answer(command, options, as_json, _Output())
+        if status:
+            _close_bars()
+            print(f'samplesplit: {message}', file=sys.stderr)
     return status

@@ -94,9 +94,9 @@ def train_victim(
     try: trained = train(e, data, device, progress=True)
     except ValueError as failed:
         if 'wrong side' not in str(failed): raise
-        raise ValueError('the network does not fit its images: a sample stays on the wrong '
-                         'side; try more `steps`, a larger `width` or another `seed`'
-                         ) from failed
+        raise ValueError(f'steps={e.training_steps}: steps must be enough to fit all images: '
+                         'a sample stays on the wrong side; try more `steps`, a larger '
+                         '`width` or another `seed`') from failed
     about = describe(trained.model)
     sentence = _certificate_sentence(o.method, trained.certificate, len(data.X))
     say(f'network: {about}\ncertificate: {sentence}')

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from .arrayfiles import attempt, read_arrays, read_batch, read_idx
-from .checks import is_count, printable, require, seeded, some
+from .checks import is_count, printable, require, seeded, some, typed
 from .folders import SUFFIXES, alike, read_pictures
 
 # %% ../nbs/support/data.ipynb #55a9585e
@@ -308,6 +308,7 @@ def _check_mean(mean):
 POSITIVE = {'mnist': (1, 3, 5, 7, 9), 'cifar10': (0, 1, 8, 9)}
 
 # %% ../nbs/support/data.ipynb #da7a0026
+@typed
 def load_data(
     name:str='faces', # one of `SOURCES`
     n:int=20, # number of training samples, equally many of each class
@@ -404,6 +405,7 @@ def _own(path, y, classes, n, seed):
     return _balanced(path, y, kinds, n, seed)
 
 # %% ../nbs/support/data.ipynb #da7a0087
+@typed
 def load_images(
     path:str|Path, # folder of image files, an image, or a file of arrays
     n:int|None=None, # balanced and in the order of `load_data`; None: all, in file order

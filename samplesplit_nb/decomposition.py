@@ -26,7 +26,8 @@ def require_degree(
     least:int=1 # the smallest that makes sense
 )->None: # ValueError otherwise
     "Raise a `ValueError` unless the degree is a whole number, at least `least`"
-    require(is_count(degree, least), 'degree', degree, f'a whole number >= {least}',
+    require(is_count(degree, least) and degree <= 1000, 'degree', degree,
+            f'a whole number >= {least}' + ', at most 1000'*(is_count(degree, 1001)),
             'degrees 1 and 2 do not determine the samples' if least == 3
             else 'the activation is t^degree')
 
@@ -85,7 +86,7 @@ def rank_factor(
 )->RankFactor: # L (m, rank), order (m,), rank
     "Pivoted Cholesky factor (dpstrf): the rank, ten times faster than by eigenvalues"
     factor, order, rank, _ = scipy.linalg.lapack.dpstrf(
-        K.numpy(), tol=rtol*K.diagonal().max().item(), lower=1)
+        K.detach().numpy(), tol=rtol*K.diagonal().max().item(), lower=1)
     return RankFactor(torch.from_numpy(factor)[:, :rank].tril(),
                       torch.from_numpy(order.astype(np.int64) - 1), rank)
 
@@ -159,7 +160,8 @@ def simultaneous_diagonalisation(
     for _ in range(pairs):
         M1, M2 = (tensor.slice(torch.randn(r, generator=g, dtype=torch.float64))
                   for _ in range(2))
-        values, vectors = scipy.linalg.eig(M2.numpy(), M1.numpy(), homogeneous_eigvals=True)
+        values, vectors = scipy.linalg.eig(M2.detach().numpy(), M1.detach().numpy(),
+                                          homogeneous_eigvals=True)
         if (gap := _gap(values)) > best:
             # a conjugate pair (noise, or too few neurons) becomes two real vectors
             best, Y, M = gap, torch.from_numpy(vectors.real + vectors.imag), M1
@@ -283,11 +285,11 @@ def _normal_matrix(linear): # (n r, n r)
 def _lsmr(linear, R): # (n, r) from R (m, r)
     "The least-squares step by products alone"
     flat = lambda f, like: lambda v: (
-        f(torch.from_numpy(v).view_as(like)).flatten().numpy())
+        f(torch.from_numpy(v).view_as(like)).detach().flatten().numpy())
     J = scipy.sparse.linalg.LinearOperator(
         (R.numel(), linear.Z.numel()), flat(linear.product, linear.Z),
         rmatvec=flat(linear.transposed, R), dtype=np.float64)
-    step = scipy.sparse.linalg.lsmr(J, R.flatten().numpy(), atol=1e-6, btol=1e-6,
+    step = scipy.sparse.linalg.lsmr(J, R.detach().flatten().numpy(), atol=1e-6, btol=1e-6,
                                     maxiter=1000)[0]
     return torch.from_numpy(step).view_as(linear.Z)
 
@@ -339,7 +341,7 @@ def pivot_rows(
     U:Tensor # (m, r) unit rows
 )->Tensor: # (r,) which rows
     "Rows far from dependent: nearly the samples, where each has a neuron of its own"
-    _, order = scipy.linalg.qr(U.T.numpy(), mode='r', pivoting=True)
+    _, order = scipy.linalg.qr(U.T.detach().numpy(), mode='r', pivoting=True)
     return torch.from_numpy(order[:U.shape[1]].astype(np.int64))
 
 # %% ../nbs/support/decomposition.ipynb #dec00034

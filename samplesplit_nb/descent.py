@@ -8,15 +8,17 @@ __all__ = ['Descent', 'says_yes', 'Running', 'count_of', 'History', 'Split', 'Re
 
 # %% ../nbs/support/descent.ipynb #de5c0002
 import bisect, math, time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from html import escape
 from inspect import signature
 from typing import Any, NamedTuple
 import torch
 from torch import Tensor
-from .checks import (
-    require, require_count, require_flag, require_number, require_seed, seeded)
+from samplesplit_nb.checks import (
+    NumericalError, no_breakdown, require, require_count, require_flag, require_number,
+    require_seed, seeded)
 from .objectives import ReconstructionObjective
 from .optimisers import (
     inherit_state, optimiser_state, optimizer, restore_optimiser)
@@ -187,13 +189,12 @@ class Reconstruction:
         return words + (self.story._repr_html_() if self.story else '')
 
 # %% ../nbs/support/descent.ipynb #de5c0027
-class ReconstructionError(RuntimeError):
+class ReconstructionError(NumericalError):
     "The loss or the candidates stopped being finite; `last` is what the last report had"
     def __init__(self,
         message:str, # what happened, and the remedy
         last:Reconstruction): # finite
-        super().__init__(message)
-        self.last = last
+        super().__init__(message, last)
 
 # %% ../nbs/support/descent.ipynb #de5c0031
 def _values(objective, eliminated, x, lam, sharpness):
@@ -279,7 +280,9 @@ class Candidates(_Evaluated):
     "The rows of x and lam, which step downhill; lam is eliminated where it has no rate"
     def slope(self)->float: # nan before the first evaluation
         "|grad_x| where it was last evaluated"
-        return math.nan if self.x.grad is None else self.x.grad.norm().item()
+        if self.x.grad is None: return math.nan
+        slope = self.x.grad.norm().item() # the square may overflow where the number does not
+        return slope if math.isfinite(slope) else self.x.grad.double().norm().item()
 
     def step(self, objective, sharpness:float|None=None, factor:float=1.)->None:
         "One step of the optimiser at that `sharpness`, its learning rates scaled by `factor`"
@@ -371,16 +374,24 @@ class _Recorded(_Timed):
 # %% ../nbs/support/descent.ipynb #de5c0056
 class _Reporting(_Recorded):
     "And how a report is made"
-    def descend(self)->None: # ReconstructionError where no multipliers can be found any more
+    @contextmanager
+    def kept(self)->Iterator[None]: # ReconstructionError, which has what the last report had
+        "Where numbers are lost in the block, what there was before is not"
+        try:
+            with no_breakdown('the objective', 'use a smaller `lr`'): yield
+        except ReconstructionError: raise
+        except NumericalError as e: raise _lost(self, math.nan) from e
+
+    def descend(self)->None:
         "One gradient step of Phase I"
-        try: super().descend()
-        except torch.linalg.LinAlgError as e: raise _lost(self, math.nan) from e
+        with self.kept(): super().descend()
 
     def evaluate(self)->float: # ReconstructionError if anything is not finite
         "The objective here, with its gradients"
-        try: loss = self.candidates.evaluate(self.objective, self.sharpness()).item()
-        except torch.linalg.LinAlgError: loss = math.nan
-        finite = math.isfinite(loss) and bool(torch.isfinite(self.candidates.x).all())
+        c = self.candidates
+        with self.kept(): loss = c.evaluate(self.objective, self.sharpness()).item()
+        parts = [t for t in (c.x, c.lam, c.x.grad) if t is not None]
+        finite = math.isfinite(loss) and all(bool(t.isfinite().all()) for t in parts)
         if not finite: raise _lost(self, loss)
         return loss
 
@@ -396,11 +407,13 @@ class _Reporting(_Recorded):
 def _lost(run, loss):
     "The error for a run that has left the finite numbers"
     last = run.last or run.result('diverged at once')
+    remedy = (f'use a smaller lr (now {run.descent.lr:g}) or a smaller sharpness' if run.last
+              else f'numbers are too large or too small for {run.candidates.x.dtype}: use '
+              'float64, or scale weights and images')
     return ReconstructionError(
         f'loss={loss} at step {run.step}: the loss and the candidates must stay finite; '
-        f'use a smaller lr (now {run.descent.lr}) or a smaller sharpness. '
-        f'The state of step {last.history.step[-1] if last.history.step else 0} is kept in '
-        '`last`', replace(last, result=f'diverged at step {run.step}'))
+        f'{remedy}. The state of step {last.history.step[-1] if last.history.step else 0} is '
+        'kept in `last`', replace(last, result=f'diverged at step {run.step}'))
 
 # %% ../nbs/support/descent.ipynb #de5c0063
 def _identity(objective, x, lam, descent, running, others):

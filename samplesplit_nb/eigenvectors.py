@@ -10,7 +10,7 @@ import itertools, math
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .checks import require
+from .checks import is_count, require, require_finite, require_tensor, typed
 
 # %% ../nbs/support/eigenvectors.ipynb #c0de0016
 class _Reduced(NamedTuple):
@@ -146,11 +146,18 @@ def _directions(t, inverse): # (k, r) unit, (k,) lengths
 
 # %% ../nbs/support/eigenvectors.ipynb #c0de0021
 def _require_independent(X, b):
+    require(X.ndim == 2 and len(X) >= 1, 'X.shape', tuple(X.shape), '(r, d) with r >= 1',
+            'give one sample per row')
+    require(b.shape == (len(X),), 'b.shape', tuple(b.shape), f'({len(X)},)',
+            'one coefficient per sample')
+    for name, value in (('X', X), ('b', b)):
+        require_tensor(name, value)
+        require_finite(name, value)
     require(bool(((X.norm(dim=1) - 1).abs() < 1e-6).all()), 'X', '<rows of other norms>',
             'unit rows', 'divide each row by its norm, multiply b_i by norm^degree')
     require(bool((b != 0).all()), 'b', '<has zeros>', 'nonzero',
             'samples off the margin leave no trace: drop them')
-    values = torch.linalg.svdvals(X)
+    values = torch.linalg.svdvals(X.double())
     require(len(X) <= X.shape[1] and values[-1] > 1e-8*values[0], 'X',
             f'<{len(X)} rows of rank {int((values > 1e-8*values[0]).sum())}>',
             'linearly independent rows', 'drop the dependent samples')
@@ -164,6 +171,7 @@ class Eigenpairs(NamedTuple):
     complete:bool # are these all?
 
 # %% ../nbs/support/eigenvectors.ipynb #e16e000a
+@typed
 def tensor_eigenpairs(
     X:Tensor, # (r, d) linearly independent rows of norm 1
     b:Tensor, # (r,) coefficients, none zero
@@ -172,7 +180,9 @@ def tensor_eigenpairs(
 )->Eigenpairs: # ValueError for dependent rows, rows of another norm, zero coefficients
     "The real eigenvectors of sum_i b_i x_i x ... x x_i with eigenvalues that are not zero"
     _require_independent(X, b)
-    H, s, inverse, Q = _reduced(X, b, degree)
+    require(is_count(degree, 3) and degree <= 1000, 'degree', degree,
+            'a whole number from 3 to 1000', 'degrees 1 and 2 determine nothing')
+    H, s, inverse, Q = _reduced(X.detach().double(), b.detach().double(), degree)
     solve = _every_solution if (degree - 1)**len(X) <= max_paths else _some_solutions
     complete, U, mu = True, [], []
     for sign in (1.,) if degree % 2 else sorted(set(s.tolist())):

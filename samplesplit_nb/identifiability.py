@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from .checks import require, require_finite
+from .checks import require, require_finite, require_sound, typed
 from .decomposition import (
     decompose, gauss_newton, pivot_rows, rank_factor, require_degree, row_basis)
 from .eigenvectors import tensor_eigenpairs
@@ -40,6 +40,7 @@ def _require_samples(X, b, d=None):
     require_finite('X', X); require_finite('b', b)
 
 # %% ../nbs/00_identifiability.ipynb #f2ca3921
+@typed
 def kkt_residual(
     a:Tensor, # (m,) output weights
     W:Tensor, # (m, d) neurons
@@ -89,13 +90,14 @@ class InterpolationRank(NamedTuple):
     needed:int # N in the dimension of the neurons' span
 
 # %% ../nbs/00_identifiability.ipynb #c0de0013
+@typed
 def interpolation_rank(
     W:Tensor, # (m, d) neurons
     degree:int, # alpha >= 1
     rtol:float=1e-8 # of the span of W
 )->InterpolationRank: # ValueError for bad shapes or nan
     "Rank of K_pq = (W_p . W_q)^(degree-1) and rank needed, condition (4.2) in dim span(W)"
-    require_degree(degree); require_network(W.new_zeros(len(W)), W)
+    require_degree(degree); require_network(W.new_zeros(W.shape[:1]), W)
     U, _ = _unit_rows(W.double())
     Q = row_basis(U, rtol=rtol)
     V = normalize(U @ Q, dim=1)
@@ -120,6 +122,7 @@ class KKTPoint:
         return f'{len(self.a)} neurons ({which}), rank {self.rank} of {self.needed} needed'
 
 # %% ../nbs/00_identifiability.ipynb #c276299a
+@typed
 def make_kkt(
     X:Tensor, # (r, d) samples: linearly independent rows of norm 1
     b:Tensor, # (r,) signed coefficients b_i = lambda_i y_i, none zero
@@ -163,8 +166,9 @@ class Recovery:
         X:Tensor, # (r, d) unit rows
         b:Tensor, # (r,) coefficients
         rank:int, needed:int, residual:float # the facts that the verdict follows from
-    )->'Recovery':
+    )->'Recovery': # NumericalError for a residual that is nan or inf
         "With the verdict that rank and residual allow"
+        require_sound('the residual', torch.tensor(residual), 'scale the weights')
         return cls(X, b, rank, needed, residual, *_judge(rank, needed, residual))
 
 # %% ../nbs/00_identifiability.ipynb #d9bd41af
@@ -179,6 +183,7 @@ def _eigenpairs(a, W, degree):
     return U, length**(2 - degree)/(degree*output), length
 
 # %% ../nbs/00_identifiability.ipynb #c0de0026
+@typed
 def recover(
     a:Tensor, # (m,) output weights of a KKT point
     W:Tensor, # (m, d) neurons
@@ -221,6 +226,7 @@ def _uncertified(directions, rank, needed, residual):
             ' Right where each sample has its own neuron; compare the margins')
 
 # %% ../nbs/00_identifiability.ipynb #ccb23d53
+@typed
 def recover_trained(
     a:Tensor, # (m,) output weights of a trained network
     W:Tensor, # (m, d) neurons

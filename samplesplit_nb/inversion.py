@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from .checks import (
-    require, require_count, require_finite, require_number, seeded)
+    no_breakdown, require, require_count, require_finite, require_number, seeded, typed)
 from .decomposition import decompose, require_degree, row_basis
 from .identifiability import Recovery, require_network
 from .networks import MLP, frozen_parameters
@@ -28,6 +28,8 @@ def _require_step(a0, W0, dW):
                 'without a step nothing can be reconstructed')
 
 # %% ../nbs/beyond/inversion.ipynb #186720e1
+@typed
+@no_breakdown('the decomposition', 'divide the step by a constant, or give another r')
 def recover_from_gradient(
     W0:Tensor, # (m, d) neurons before the step
     a0:Tensor, # (m,) output weights before the step
@@ -45,6 +47,8 @@ def recover_from_gradient(
     inside = W0 @ Q
     length = inside.norm(dim=1)
     use = (a0 != 0) & (length > 0) & (dW != 0).any(1)
+    require(bool(use.any()), 'W0', '<no neuron with weights that has moved>',
+            'a network whose step can be read', 'give the weights before the step')
     U = inside[use]/length[use, None]
     F = dW[use] @ Q/(degree*a0[use]*length[use]**(degree-1))[:, None]
     scale = F.norm(dim=1).mean()
@@ -507,6 +511,8 @@ def _solve(network, gradient, layers, samples, directions, starts, rounds, itera
     return found
 
 # %% ../nbs/beyond/inversion.ipynb #14be0034
+@typed
+@no_breakdown('the inversion', 'give the weights in float64, or fewer directions')
 @torch.no_grad()
 def invert_gradient(
     network:MLP, # where the gradient was taken; two hidden layers or more, a bias in the first
@@ -519,7 +525,8 @@ def invert_gradient(
     iterations:int=40, # Gauss-Newton steps per start, at most
     accept:float|None=None, # largest distance from the span; None: 10 x noise, or .03
     seed:int=0 # of the starts
-)->Inversion: # ValueError for other networks, shapes, nan, a zero gradient, impossible numbers
+)->Inversion: # ValueError for other networks, shapes, nan, a zero gradient, impossible
+    # numbers; NumericalError where linear algebra fails
     "The samples behind one full-batch gradient of a perceptron, solved for one by one"
     gradient = list(gradient)
     _require_perceptron(network); _require_gradient(network, gradient)

@@ -9,7 +9,7 @@ __all__ = ['RitzPairs', 'lanczos_min']
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .checks import is_count, require
+from .checks import is_count, require, require_sound
 
 # %% ../nbs/support/lanczos.ipynb #7d8226a3
 class _Krylov:
@@ -51,6 +51,7 @@ def _smallest_ritz(alphas, betas, used, scale):
     # slots unused after a breakdown hold a number above every Ritz value
     T = torch.diag_embed(torch.where(used, alphas, torch.where(scale > 0, 4*scale, 1)).T)
     T = T + torch.diag_embed(betas[:-1].T, 1) + torch.diag_embed(betas[:-1].T, -1)
+    require_sound('the products with the matrices', T, 'scale them down, or use float64')
     values, vectors = torch.linalg.eigh(T)
     return values[:, 0], vectors[:, :, 0], betas[-1]*vectors[:, -1, 0].abs()
 
@@ -60,7 +61,7 @@ def lanczos_min(
     start:Tensor, # (k, d) start vectors, no row zero
     num_matvecs:int, # order of the Krylov space, 1 <= num_matvecs <= d
     tol:float|None=None # stop once every residual is below tol |A_i|; None: take them all
-)->RitzPairs: # ValueError for an impossible num_matvecs
+)->RitzPairs: # ValueError for an impossible num_matvecs; NumericalError for nan and overflow
     "Smallest Ritz pairs of k matrices at once, re-orthogonalised twice (Lanczos 1950)"
     d = start.shape[1]
     require(is_count(num_matvecs, 1) and num_matvecs <= d, 'num_matvecs', num_matvecs,

@@ -20,16 +20,22 @@ import numpy as np
 import torch
 from torch import Tensor
 from scipy.ndimage import correlate1d
-from .checks import require, require_count, require_finite, some
+from samplesplit_nb.checks import (
+    is_dense, require, require_count, require_finite, require_sound, require_tensor, some,
+    typed)
 from .tables import Table, table
 
 # %% ../nbs/support/metrics.ipynb #3e7a0101
 def _check(X, candidates):
     "ValueError unless X is (n, d) and there is at least one candidate of d numbers"
-    require(X.ndim == 2 and candidates.ndim == 2 and X.shape[1] == candidates.shape[1]
+    require(X.ndim == 2 and len(X) >= 1, 'X.shape', tuple(X.shape), '(n, d) with n >= 1',
+            'flatten each image to one row')
+    require(candidates.ndim == 2 and X.shape[1] == candidates.shape[1]
             and len(candidates) >= 1,
             'candidates.shape', tuple(candidates.shape), f'(k, {X.shape[-1]}) with k >= 1',
             'flatten images to rows of the same length as the training samples')
+    require_finite('X', X)
+    require_finite('candidates', candidates)
 
 # %% ../nbs/support/metrics.ipynb #3e7a0105
 class Nearest(NamedTuple):
@@ -38,16 +44,20 @@ class Nearest(NamedTuple):
     indices:Tensor # (n,) int64, a row of the candidates
 
 # %% ../nbs/support/metrics.ipynb #09deb1a8
+@typed
 def nearest_l2(
     X:Tensor, # (n, d) training samples, mean-subtracted
     candidates:Tensor # (k, d)
 )->Nearest: # distances (n,) in pixel units, indices (n,) of the candidates
     """L2 distance of each training sample to its nearest candidate, lower is better
 
-    The paper's score on MNIST. ValueError for shapes that do not fit."""
+    The paper's score on MNIST. ValueError for shapes that do not fit, NumericalError for
+    numbers too large to be squared."""
     _check(X, candidates)
-    return Nearest(*torch.cdist(X.double(), candidates.to(X.device, torch.float64),
-                                compute_mode='donot_use_mm_for_euclid_dist').min(1))
+    found = torch.cdist(X.double(), candidates.to(X.device, torch.float64),
+                        compute_mode='donot_use_mm_for_euclid_dist').min(1)
+    require_sound('the distances', found.values, 'these are no pixels')
+    return Nearest(*found)
 
 # %% ../nbs/support/metrics.ipynb #d49d16fc
 def _standard(z, shape, half=False):
@@ -64,7 +74,7 @@ def _pixels(z, mean, shape, rescale=False):
     if rescale:
         low, high = z.amin(1, keepdim=True), z.amax(1, keepdim=True)
         z = (z - low)/(high - low).clamp_min(1e-12) # a constant image becomes black
-    return z.clamp(0, 1).cpu().numpy().reshape(-1, *shape)
+    return z.detach().clamp(0, 1).cpu().numpy().reshape(-1, *shape)
 
 # %% ../nbs/support/metrics.ipynb #3e7a0108
 def has_ssim(
@@ -90,12 +100,15 @@ def _blurred(z, window):
         z = correlate1d(z, weights/weights.sum(), axis=axis, mode='mirror')
     return z
 
+@typed
 def gaussian_ssim(
     a:np.ndarray, b:np.ndarray, # (height, width) or (height, width, channels), in [0, 1]
     window:int=11 # pixels along a side, odd; ValueError otherwise
 )->float: # the mean over pixels and channels
     "SSIM with Gaussian weights of deviation 1.5, as kornia has it (Wang et al. 2004)"
     require_count('window', window, 3, 'published are 3 and 11')
+    require(a.ndim in (2, 3) and a.shape == b.shape, 'a.shape', a.shape,
+            '(height, width) or (height, width, channels), like b', 'compare alike images')
     require(window % 2 == 1 and window//2 < min(a.shape[:2]), 'window', window,
             f'odd, and at most {2*min(a.shape[:2]) - 1}', 'published are 3 and 11')
     mean_a, mean_b = _blurred(a, window), _blurred(b, window)
@@ -113,6 +126,7 @@ def _similar(a, b, window):
     return structural_similarity(a, b, data_range=1.,
                                  channel_axis=2 if a.ndim == 3 else None)
 
+@typed
 def nearest_ssim(
     X:Tensor, # (n, d) training samples, mean-subtracted
     candidates:Tensor, # (k, d)
@@ -127,6 +141,9 @@ def nearest_ssim(
     The paper's score on CIFAR-10. ValueError for shapes that do not fit."""
     _check(X, candidates)
     _check_images(X, shape, range)
+    require(mean.shape == X.shape[1:], 'mean.shape', tuple(mean.shape), f'({X.shape[1]},)',
+            'use ImageData.mean')
+    require_finite('mean', mean)
     X, candidates, mean = (z.to(X.device, torch.float64) for z in (X, candidates, mean))
     best = (_standard(X, shape, half) @ _standard(candidates, shape, half).T).argmax(1)
     shown = _pixels(candidates[best], mean, shape, range == 'rescale')
@@ -188,13 +205,18 @@ L2 = Score('L2', 'lower', nearest_l2) # the paper's score on MNIST
 SSIM = Score('SSIM', 'higher', nearest_ssim)
 
 # %% ../nbs/support/metrics.ipynb #89e7d070
+@typed
 def baselines(
     X:Tensor, # (n, d) training samples, n >= 2
     score # a `Score`, or from (X (n, d), candidates (k, d)) to (scores (n,), indices (n,))
 )->dict: # {'mean_image': (n,), 'nearest_other': (n,)}; ValueError for one sample alone
     "What the mean training image, and the nearest other training image, would score"
+    require_tensor('X', X)
+    require(X.ndim == 2, 'X.shape', tuple(X.shape), '(n, d)', 'flatten each image to one row')
     require(len(X) >= 2, 'n', len(X), 'at least 2',
             'a baseline needs another training image')
+    require(callable(score), 'score', repr(score), 'a function of (X, candidates)',
+            'use L2')
     others = [score(X[i:i+1], torch.cat([X[:i], X[i+1:]]))[0] for i in range(len(X))]
     return {'mean_image': score(X, X.mean(0, keepdim=True))[0],
             'nearest_other': torch.cat(others)}
@@ -208,6 +230,7 @@ SSIM_SHOWN = .4
 SSIM_STRICT = .6
 
 # %% ../nbs/support/metrics.ipynb #1347d42c
+@typed
 def recovered(
     scores:Tensor, # (n,) L2 distances of the training samples to their nearest candidates
     nearest_other:Tensor, # (n,) their distances to the nearest other sample, of `baselines`
@@ -223,6 +246,9 @@ def recovered(
             f'{tuple(nearest_other.shape)}', 'one distance per training sample')
     require(ssim is None or ssim_scores is not None, 'ssim_scores', None, 'given with ssim',
             'give the SSIM of every sample')
+    require(ssim_scores is None or ssim_scores.shape == scores.shape, 'ssim_scores.shape',
+            None if ssim_scores is None else tuple(ssim_scores.shape),
+            f'{tuple(scores.shape)}', 'one SSIM per training sample')
     close = L2.passes(scores, HALF*nearest_other.to(scores.device))
     if not near: close = torch.ones_like(close)
     if ssim is None: return close
@@ -267,6 +293,7 @@ def _found_files(l2, guesses, files):
     return [dict(file=files[i], l2=round(l2[i].item(), 4))
             for i in l2.argsort().tolist() if close[i]]
 
+@typed
 def score_candidates(
     found:dict, # name -> candidates (k, d), mean-subtracted
     X:Tensor, # (n, d) training samples
@@ -280,6 +307,9 @@ def score_candidates(
     The keys: name, n, mean_l2, median_l2, beat_nearest_other and beat_both (how many images
     are nearer than the guesses, in L2; None for one image alone), mean_ssim (None below
     7 x 7), l2 (n distances). ValueError for shapes that do not fit."""
+    for name, x in found.items(): require(
+        is_dense(x), 'found', f'<{name}: {type(x).__name__}>', 'a dict of tensors (k, d)',
+        'use torch.as_tensor')
     ssim = SSIM.bind(mean=mean, shape=shape)
     similar = lambda X, x: ssim(X, x.to(X)).scores if has_ssim(shape) else None
     def row(name, X, x, guesses):
@@ -322,6 +352,7 @@ def score_text(
     return '\n'.join(lines)
 
 # %% ../nbs/support/metrics.ipynb #9e5a0095
+@typed
 def mean_of_best(
     scores:Tensor, # (n,)
     score:Direction=L2, # which way is better
@@ -329,6 +360,7 @@ def mean_of_best(
 )->float:
     "The mean of the best scores alone, as the published code watches it"
     require_count('count', count, 1, 'published is 10')
+    require_tensor('scores', scores)
     return scores.sort(descending=score.better == 'higher').values[:count].mean().item()
 
 # SSIM as published, by the size of its window: `bind` mean and shape
@@ -427,6 +459,7 @@ class Interval(NamedTuple):
     low:float # in the units of its numbers
     high:float # as `low`
 
+@typed
 def t_interval(
     means:Any, # (seeds,) finite numbers, one per seed
     level:float=.95 # share of such intervals that hold the true mean; 0 < level < 1

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
-from .checks import is_count, require, require_number, seeded, shown
+from .checks import (
+    is_count, is_dense, is_number, require, require_number, seeded, shown, typed)
 
 # %% ../nbs/support/networks.ipynb #1bb7bb7a
 def _softplus(z, b):
@@ -82,9 +83,13 @@ class Polynomial:
     "`c_0 + c_1 t + ... + c_alpha t^alpha` (paper, section 4.3), by Horner's rule"
     coefficients:tuple # c_0, ..., c_alpha, alpha >= 1, c_alpha not 0; ValueError otherwise
     def __post_init__(self):
-        c = tuple(float(v) for v in self.coefficients)
+        c = self.coefficients
+        require(isinstance(c, (tuple, list)) and all(map(is_number, c)), 'coefficients', c,
+                'at least two finite numbers c_0, c_1, ..., c_alpha',
+                'for example (0, 0, 0, 1) for t^3')
+        c = tuple(map(float, c))
         object.__setattr__(self, 'coefficients', c)
-        require(len(c) >= 2 and all(map(math.isfinite, c)), 'coefficients', c,
+        require(len(c) >= 2, 'coefficients', c,
                 'at least two finite numbers c_0, c_1, ..., c_alpha',
                 'for example (0, 0, 0, 1) for t^3')
         require(c[-1] != 0, 'coefficients', c, 'such that the last one is not 0',
@@ -124,7 +129,8 @@ def _deviations(init):
 
 def _check_mlp(widths, bias, init):
     "ValueError for settings that make no network"
-    require(len(widths) >= 2 and all(is_count(w, 1) for w in widths), 'widths', list(widths),
+    good = isinstance(widths, (list, tuple)) and len(widths) >= 2
+    require(good and all(is_count(w, 1) for w in widths), 'widths', widths,
             'at least two positive integers', 'for example [784, 1000, 1000, 1]')
     require(bias in ('all', 'first', 'none'), 'bias', repr(bias),
             "'all', 'first' or 'none'", "use 'all' for the NTK attack")
@@ -396,6 +402,7 @@ def _bias_pattern(layers):
             'load them into your own module (on the command line: --module pkg:factory)')
 
 # %% ../nbs/support/networks.ipynb #58e5d96c
+@typed
 def mlp_from_weights(
     weights:dict, # name -> tensor, e.g. from `load_weights`; its order may count, see above
     activation=SmoothReLU() # not in the weights: exact ReLU unless you say otherwise
@@ -403,6 +410,9 @@ def mlp_from_weights(
     """The perceptron with these weights; widths and biases inferred from names and shapes
 
     ValueError unless they are dense layers that fit in one certain order."""
+    for name, w in weights.items(): require(
+        isinstance(name, str) and is_dense(w), 'weights', f'<{name}: {type(w).__name__}>',
+        'tensors by name', 'give model.state_dict()')
     _refuse_others(weights)
     layers = _turned(_layers_of(weights))
     _refuse_several(layers)

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Self
 import scipy.optimize
 import torch
 from torch import Tensor, nn
-from .checks import (pick_place, require, require_candidates, require_count,
+from .checks import (
+    is_dense, no_breakdown, pick_place, require, require_candidates, require_count,
     require_finite, require_number, require_tensor)
 from .networks import (
     MLP, SmoothReLU, SurrogateReLU, frozen_parameters, is_relu)
@@ -108,9 +109,10 @@ def _factor(A):
 
 def _at_least(A, b, least):
     "argmin over lam >= least of lam . A lam - 2 lam . b, for A positive definite"
-    L = _factor(A)
-    shifted = torch.linalg.solve_triangular(L, (b - least*A.sum(1))[:, None], upper=False)
-    above, _ = scipy.optimize.nnls(L.T.cpu().numpy(), shifted[:, 0].cpu().numpy())
+    with no_breakdown('the multipliers', 'use a smaller lr, or other candidates'):
+        L = _factor(A)
+        shifted = torch.linalg.solve_triangular(L, (b - least*A.sum(1))[:, None], upper=False)
+        above, _ = scipy.optimize.nnls(L.T.cpu().numpy(), shifted[:, 0].cpu().numpy())
     return least + torch.from_numpy(above)
 
 # %% ../nbs/01_objectives.ipynb #c02e7693
@@ -444,7 +446,8 @@ class NTKObjective(NetworkObjective):
         """ValueError for networks of different shapes, and for weights that are not finite.
 
         With several outputs the multipliers are (k, outputs)."""
-        require(tangent in _TANGENTS, 'tangent', repr(tangent), f'one of {tuple(_TANGENTS)}',
+        require(isinstance(tangent, str) and tangent in _TANGENTS, 'tangent',
+                repr(tangent), f'one of {tuple(_TANGENTS)}',
                 "'init' is the paper's")
         if surrogate: self.soft = SurrogateReLU
         relu = softened(self.soft, sharpness)
@@ -496,7 +499,8 @@ def _signs(labels):
 # %% ../nbs/01_objectives.ipynb #d92a20ed
 def _classes(labels):
     "The labels, whole numbers from 0; ValueError otherwise"
-    require(not labels.is_floating_point() and bool((labels >= 0).all()), 'labels',
+    whole = not labels.is_floating_point()
+    require(whole and bool((labels >= 0).all()), 'labels',
             f'<{labels.dtype}, least {labels.min().item()}>', 'whole numbers from 0',
             'use labels.long()')
     return labels.long()
@@ -523,8 +527,8 @@ class _LabelledObjective(_Labels):
                        '1 / (number of candidates) in the published code')
         super().__init__(model, sharpness, shape, chunk_size, form, box, box_weight,
                          lam_min=lam_min, lam_weight=lam_weight)
-        require(torch.is_tensor(labels), 'labels', f'<{type(labels).__name__}>', 'a tensor',
-                'use torch.tensor(labels)')
+        require(is_dense(labels), 'labels', f'<{type(labels).__name__}>',
+                'a dense tensor of real numbers', 'use torch.tensor(labels)')
         require(labels.ndim == 1 and len(labels) >= 1, 'labels.shape', tuple(labels.shape),
                 '(k,), one label per candidate', 'flatten labels')
         self.scale, self.labels = scale, self._checked(labels).to(self.target[0].device)

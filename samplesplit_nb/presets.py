@@ -10,7 +10,7 @@ import dataclasses
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .checks import require, seeded
+from .checks import require, seeded, typed
 
 # %% ../nbs/support/presets.ipynb #848932a7
 def _draw(scale, multipliers, k, d, outputs, seed):
@@ -96,6 +96,7 @@ PRESETS = {
     'splitting-ntk': _SPLITTING_NTK, 'splitting-ntk-short': _SPLITTING_NTK}
 
 # %% ../nbs/support/presets.ipynb #b67d0aa8
+@typed
 def preset(
     name:str # one of `PRESETS`, e.g. 'haim-mnist-1'
 )->Preset: # ValueError for an unknown name

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ATTACKS', 'TRAININGS', 'load_collection', 'unseen_images', 'scores_for', 'Attack', 'make_objective', 'Trained',
-           'train', 'Start', 'draw_start', 'Problem', 'images_of', 'images_digest', 'prepare', 'make_descent',
-           'make_splitting']
+           'train', 'Start', 'draw_start', 'require_traces', 'Problem', 'images_of', 'images_digest', 'prepare',
+           'make_descent', 'make_splitting']
 
 # %% ../nbs/support/problems.ipynb #9b0b1e03
 import copy, os
@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 import torch
 from torch import Tensor
-from .checks import pick_device, printable, require
+from .checks import (
+    NumericalError, pick_device, printable, require, require_memory, seeded)
 from .data import SOURCES, ImageData, load_data, load_images
 from .descent import Descent
 from .metrics import L2, SSIM, has_ssim
-from .networks import MLP
+from .networks import MLP, is_relu
 from .objectives import (
     KKTObjective, MulticlassKKTObjective, NTKObjective, ReconstructionObjective)
 from .optimisers import geometric, hold_then_decay, loo_sharpness, warm_restarts
@@ -182,8 +183,11 @@ def _labels(e, data):
 def _init(e, data):
     "theta_0"
     attack, plain = ATTACKS[e.method], e.training == 'descent'
+    d, out = data.X.shape[1], _outputs(e, data)
+    size = (d + e.width + out)*e.width*(8 if plain else 4)
+    require_memory(3*size, f'three copies of a network of width {e.width}')
     start = attack.gd_start if e.start_layers is None else tuple(e.start_layers)
-    return MLP([data.X.shape[1], e.width, e.width, _outputs(e, data)],
+    return MLP([d, e.width, e.width, out],
                bias=e.bias or attack.bias, seed=e.seed, init=start if plain else 'lecun',
                dtype=torch.float64 if plain else torch.float32)
 
@@ -301,6 +305,40 @@ def draw_start(
                                         dtype=torch.float64)
     return Start(x.to(objective.target[0]),
                  _multiplier_scale(e, k)*lam.to(objective.target[0]))
+
+# %% ../nbs/support/problems.ipynb #fa050002
+def _size_of(target):
+    "The norm of a list of tensors, whose squares may be too large or too small for them"
+    return sum(t.double().square().sum().item() for t in target)**.5
+
+@torch.no_grad()
+def _blind(objective, k):
+    "Is the map f the same at some random images, drawn for each of k candidates anew?"
+    relu = is_relu(getattr(objective, 'activation', None))
+    exact, g = objective.smoothed(None) if relu else objective, seeded(0)
+    drawn = lambda like, *size: torch.randn(size, generator=g, dtype=torch.float64).to(like)
+    some = [drawn(t, *t.shape) for t in objective.target]
+    sizes = (.1, .5, 1., 2.)*max(1, 8//k)
+    seen = torch.stack([exact.inner(some, size*drawn(some[0], k, objective.d))
+                        for size in sizes])
+    return bool((seen == seen[0]).all())
+
+def require_traces(
+    objective:ReconstructionObjective,
+    k:int # candidates
+)->None: # ValueError for weights without; NumericalError for numbers out of range
+    "Look whether the weights can hold any trace of the data, before a search in them"
+    size, dtype = _size_of(objective.target), objective.target[0].dtype
+    limits, square = torch.finfo(dtype), size*size
+    require(size > 0, 'weights', '<no step from the start: the target is zero>',
+            'trained: other numbers than before training, and not all zero',
+            'nothing can be reconstructed; check the two files')
+    if not limits.tiny/limits.eps < square < limits.max: raise NumericalError(
+        f'weights of size {size:.0e}: their squares are out of the range of {dtype}; save '
+        'them in float64, or multiply them by a constant')
+    require(not _blind(objective, k), 'weights', '<the same gradient at all images tried>',
+            'those of a network that depends on its input',
+            'are all its neurons off, or is it another network? nothing can be reconstructed')
 
 # %% ../nbs/support/problems.ipynb #7e695f00
 @dataclass

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, fields
 from functools import partial
 from hashlib import sha256
 from typing import Any
-from .checks import (
-    is_number, is_pair, require, require_count, require_flag, require_number, require_seed)
+from samplesplit_nb.checks import (
+    is_number, is_pair, require, require_count, require_flag, require_number,
+    require_seed, typed)
 from .optimisers import OPTIMIZERS
 from .presets import preset
 from .rules import PublishedRule
@@ -352,6 +353,7 @@ _PUBLISHED:dict[str, Callable[..., dict]] = {
     'splitting-ntk': _published_splitting,
     'splitting-ntk-short': partial(_published_splitting, faster=10)}
 
+@typed
 def published(
     name:str # see `presets.preset`
 )->dict: # settings of `Experiment`; ValueError for an unknown name, or another kind of attack

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp
 from .checks import (
-    is_count, require, require_count, require_flag, require_number, require_tensor)
+    is_count, require, require_count, require_flag, require_number, require_tensor, typed)
 from samplesplit_nb.descent import (
     Descent, Reconstruction, ReconstructionRun, Running, Split, Successors, count_of,
     says_yes)
@@ -54,6 +54,7 @@ def splitting_product(
     return matvec
 
 # %% ../nbs/02_splitting.ipynb #f467567d
+@typed
 def splitting_matrix(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d)
@@ -61,6 +62,7 @@ def splitting_matrix(
     i:int # which candidate, 0 <= i < k
 )->Tensor: # (d, d), symmetric; ValueError for bad shapes or another i
     "S(x_i) as a dense matrix, for small d: d products with unit vectors"
+    objective.check(x, lam)
     require(is_count(i, 0) and i < len(x), 'i', i, f'between 0 and {len(x)-1}',
             'count candidates from 0')
     matvec, d = splitting_product(objective, x, lam), objective.d
@@ -80,6 +82,7 @@ def _seeded(generator):
     return torch.Generator().manual_seed(0) if generator is None else generator
 
 # %% ../nbs/02_splitting.ipynb #790a44f6
+@typed
 def min_curvature(
     objective:ReconstructionObjective,
     x:Tensor, # (k, d) candidates
@@ -369,6 +372,7 @@ class AfterSplit(NamedTuple):
     split:Split
 
 # %% ../nbs/02_splitting.ipynb #65347d46
+@typed
 @torch.no_grad()
 def split_samples(
     objective:ReconstructionObjective,
@@ -382,6 +386,8 @@ def split_samples(
 )->AfterSplit:
     "One splitting event of Algorithm 1; ValueError for bad shapes or non-finite numbers"
     objective.check(x, lam)
+    require(callable(getattr(rule, 'propose', None)) and not isinstance(rule, type), 'rule',
+            repr(rule), 'an object (not a class) with propose', 'write SplitRule()')
     residual, generator = objective.residual(x, lam), _seeded(generator)
     before = sum(r.square().sum() for r in residual).item()
     proposed = rule.propose(objective, x.clone(), lam.clone(), Event(event, step, generator))
@@ -487,7 +493,8 @@ def _tidy(run, tidy):
     "Housekeeping, where asked for; True if any candidate went"
     if tidy is None: return False
     k = len(run.candidates.x)
-    left = tidy_samples(run.current_objective(), run.candidates.x, run.candidates.lam, tidy)
+    with run.kept(): left = tidy_samples(
+        run.current_objective(), run.candidates.x, run.candidates.lam, tidy)
     if len(left.parents) < k: run.replace_candidates(*left)
     return len(left.parents) < k
 
@@ -496,7 +503,7 @@ def _split(run, splitting, room):
     run.evaluate()
     began = time.perf_counter()
     _tidy(run, splitting.tidy)
-    x, lam, split = split_samples(
+    with run.kept(): x, lam, split = split_samples(
         run.current_objective(), run.candidates.x, run.candidates.lam, splitting.rule,
         run.generator, run.step, len(run.splits), room)
     split.seconds = time.perf_counter() - began
@@ -582,5 +589,9 @@ def reconstruct(
     run = ReconstructionRun(objective, x, lam, descent, running, **vars(splitting))
     ended = run.resume()
     if ended is not None: return run.result(ended)
-    with progress_bar(running.progress, descent.steps, 'reconstruct') as run.bar:
-        return _run_to_end(run, splitting)
+    try:
+        with progress_bar(running.progress, descent.steps, 'reconstruct') as run.bar:
+            return _run_to_end(run, splitting)
+    except KeyboardInterrupt as stop: # whoever catches it can keep what there was
+        vars(stop)['last'] = run.last
+        raise

@@ -16,7 +16,9 @@ from torch.func import functional_call, grad, hessian
 from samplesplit_nb.certificates import (
     checked_samples, clarke_stationarity, kkt_stationarity, minimised, pin_to_kinks,
     sample_margins)
-from .checks import require, require_count, require_finite, require_number
+from samplesplit_nb.checks import (
+    NumericalError, no_breakdown, require, require_count, require_finite, require_number,
+    require_sound, typed)
 from .networks import MLP, SmoothReLU, flat_parameters
 from .tangents import gram, tangent_features, tangent_inner, weighted_sum
 from .optimisers import optimiser_state, restore_optimiser
@@ -35,6 +37,8 @@ def _check_ntk(init, X, y):
     require_finite('X', X); require_finite('y', y)
 
 # %% ../nbs/support/training.ipynb #tr000002
+_SMALLER = 'divide the images or the weights by a constant' # the remedy for what overflows
+
 @dataclass
 class NTKTraining:
     "A linearised network trained to interpolation"
@@ -44,17 +48,19 @@ class NTKTraining:
     condition:float # condition number of the tangent kernel G
 
 # %% ../nbs/support/training.ipynb #82a57b76
+@typed
 def train_ntk(
     init:MLP, # the network at theta_0, one output; left as it is
     X:Tensor, # (n, d) training samples
     y:Tensor # (n,) labels, e.g. -1 / +1
-)->NTKTraining: # ValueError for bad shapes, non-finite numbers, or coinciding samples
+)->NTKTraining: # ValueError for bad input or coinciding samples; NumericalError: overflow
     "The limit of gradient descent on the squared error, linearised (Jacot 2018, Loo 2024)"
     _check_ntk(init, X, y)
     exact = copy.deepcopy(init).double().requires_grad_(False)
     X, y = X.to(exact.layers[0].weight), y.to(exact.layers[0].weight)
     fs = tangent_features(exact, exact.activation, X)
     G = gram(exact, fs)
+    require_sound('the tangent kernel', G, _SMALLER)
     condition = torch.linalg.cond(G).item()
     require(condition < 1e12, 'X', f'<tangent kernel with condition number {condition:.0e}>',
             'samples that the kernel tells apart (condition below 1e12)',
@@ -63,7 +69,9 @@ def train_ntk(
     lam = torch.linalg.solve(G, y - out)
     step = weighted_sum(exact, fs, lam)
     model = copy.deepcopy(init).requires_grad_(False)
-    for p, q, s in zip(model.parameters(), exact.parameters(), step): p.copy_(q + s)
+    for p, q, s in zip(model.parameters(), exact.parameters(), step):
+        p.copy_(q + s)
+        require_sound('the trained weights', p, _SMALLER)
     error = (out + tangent_inner(exact, fs, step) - y).abs().max().item()
     return NTKTraining(model, lam, error, condition)
 
@@ -124,8 +132,8 @@ def _check_weight_decay(init, decay, max_iter, polish):
 
 # %% ../nbs/support/training.ipynb #tr000054
 def _check_trained(theta, start, decay):
-    "ValueError if training failed: nan, or all weights gone"
-    require_finite('theta', theta, 'start from smaller weights')
+    "NumericalError for nan, ValueError if all weights are gone"
+    require_sound('the trained weights', theta, 'start from smaller weights')
     require(bool(theta.norm() > 1e-6*start.norm()), 'decay', decay,
             'small enough that the weights do not all shrink to zero',
             'use a smaller decay or start from larger weights')
@@ -142,6 +150,7 @@ class WeightDecayTraining:
     iterations:int # of L-BFGS
 
 # %% ../nbs/support/training.ipynb #tr000004
+@typed
 def train_weight_decay(
     init:torch.nn.Module, # float64, smooth, outputs (k, 1); left as it is
     X:Tensor, # (n, d) training samples
@@ -149,19 +158,22 @@ def train_weight_decay(
     decay:float=1e-3, # gamma in equation (1)
     max_iter:int=20_000, # iterations of L-BFGS, at most
     polish:int=30 # Newton steps, at most; 0 for none, which any number of parameters allows
-)->WeightDecayTraining: # ValueError for bad input, or if all weights shrink to zero
+)->WeightDecayTraining: # ValueError for bad input, or if all weights shrink to zero;
+    # NumericalError if numbers are lost
     "To where theta = sum_i b_i grad Phi(x_i) holds to rounding (Buzaglo et al. 2024)"
     _check_weight_decay(init, decay, max_iter, polish)
     X, y = checked_samples(init, X, y, one_output=True)
     start, loss = flat_parameters(init), _flat_loss(init, X, y, decay)
     rough, iterations = _lbfgs(loss, start, max_iter)
     _check_trained(rough, start, decay)
-    theta = _newton(loss, rough, polish)
+    with no_breakdown("Newton's method", 'use polish=0'): theta = _newton(loss, rough, polish)
     model = _with_parameters(init, theta)
     with torch.no_grad(): margins = y*model(X)[:, 0]
-    residual = lambda theta: (grad(loss)(theta).norm()/(decay*theta.norm())).item()
+    residual = lambda theta: grad(loss)(theta).norm()/(decay*theta.norm())
+    left = torch.stack([residual(theta), residual(rough)])
+    require_sound('the stationarity', left, _SMALLER)
     return WeightDecayTraining(model, y*torch.sigmoid(-margins)/decay, margins,
-                               residual(theta), residual(rough), iterations)
+                               left[0].item(), left[1].item(), iterations)
 
 # %% ../nbs/support/training.ipynb #0f6bb470
 def _tensors(model): return [*model.parameters(), *model.buffers()]
@@ -346,6 +358,7 @@ def _check_kkt(init, seconds, max_steps, lr, b, b_start):
     require_count('max_steps', max_steps, 1, '8000 is a start')
 
 # %% ../nbs/support/training.ipynb #bf8cd240
+@typed
 def train_kkt(
     init:MLP, # ReLU without biases after the first layer; only the layers' directions count
     X:Tensor, # (n, d) training samples
@@ -357,7 +370,8 @@ def train_kkt(
     b_start:float=5., # the same at first, then geometric; b is reached half-way
     checkpoint:Checkpoint|None=None, # go on from this file, save to it; None: nothing is saved
     progress:bool|str=False # a tqdm bar; a string names it
-)->KKTTraining: # ValueError for bad input, a foreign checkpoint, or a sample on the wrong side
+)->KKTTraining: # ValueError for bad input, a foreign checkpoint, or a sample on the wrong
+    # side; NumericalError if the loss stops being finite
     "Train a homogeneous network to a KKT point (equation 3) by normalised descent"
     settings = dict(seconds=seconds, max_steps=max_steps, lr=lr, b=b, b_start=b_start)
     _check_kkt(init, **settings)
@@ -382,7 +396,9 @@ def _to_kkt(run, X, y, keeper, bar, seconds, max_steps, lr, b, b_start):
         late = 1 - 1.1*(1 - run.seconds()/seconds)
         done = max(run.steps/max_steps, late)
         m, loss, grads = _margin_loss(run.model, X, y, b_start*(b/b_start)**min(1, 2*done))
-        if bar and (done >= 1 or run.steps % 10 == 0): bar(run.steps, loss.item())
+        if done >= 1 or run.steps % 10 == 0:
+            require_sound('the loss', loss, _SMALLER, run.best and run.best[2])
+            if bar: bar(run.steps, loss.item())
         if done >= 0.5 + run.looks/200:
             run.looks, run.best = run.looks + 1, _better(run.best, run.model, m, X, y)
         if done >= 1: return
@@ -457,16 +473,15 @@ class GDTraining:
 
 # %% ../nbs/support/training.ipynb #5d979d07
 def _gd_result(run, X, y, value, settings):
-    "The record of a network trained to the loss `value`; ValueError if that is not finite"
+    "The record of a network trained to the loss `value`, which is finite"
     model = run.model
     grads = torch.autograd.grad(value, list(model.parameters()))
-    require(math.isfinite(value.item()), 'lr', settings['lr'],
-            'small enough for a finite loss', 'use a smaller lr')
     model.requires_grad_(False).zero_grad()
     return GDTraining(model, value.item(), run.steps, _gd_stationarity(
         model, X, y, settings['loss'], grads, settings['weight_decay']))
 
 # %% ../nbs/support/training.ipynb #e319c786
+@typed
 def train_gd(
     init:torch.nn.Module, # left as it is; trained in its own dtype and on its device
     X:Tensor, # (n, d) training samples
@@ -479,7 +494,8 @@ def train_gd(
     stop_loss:float|None=None, # stop once the loss is below; None: never
     checkpoint:Checkpoint|None=None, # go on from this file, save to it; None: nothing is saved
     progress:bool|str=False # a tqdm bar; a string names it
-)->GDTraining: # ValueError for bad input, a foreign checkpoint, or when the loss runs away
+)->GDTraining: # ValueError for bad input or a foreign checkpoint; NumericalError if it
+    # diverges: `last` is the network at the last look while it was finite
     "Full-batch gradient descent (Haim et al. 2022, Buzaglo et al. 2024, Loo et al. 2024)"
     settings = dict(loss=loss, lr=lr, steps=steps, weight_decay=weight_decay,
                     momentum=momentum)
@@ -491,22 +507,41 @@ def train_gd(
     done = _resumed(keeper, run, GDTraining, init)
     if done is not None: return done
     with progress_bar(progress, steps, 'train_gd') as bar:
-        value = _descend(run, X, y, loss, steps, stop_loss, keeper, bar)
+        value = _descend(run, X, y, loss, steps, stop_loss, keeper, bar, lr)
     result = _gd_result(run, X, y, value, settings)
     keeper.save(lambda: _record(result))
     return result
 
 # %% ../nbs/support/training.ipynb #tr000043
+class _LastSound:
+    "The weights at the last look while they were finite"
+    def __init__(self, model, lr): self.model, self.lr, self.kept = model, lr, None
+
+    def look(self, value, step)->None: # NumericalError if anything is not finite
+        "Keep the weights; where the loss or they are lost, raise with those kept before"
+        own = _tensors(self.model)
+        if math.isfinite(value.item()) and all(bool(t.isfinite().all()) for t in own):
+            self.kept = [t.detach().clone() for t in own]
+            return
+        last = None if self.kept is None else _fill(
+            copy.deepcopy(self.model).requires_grad_(False), self.kept)
+        raise NumericalError(f'the training diverged before step {step + 1}; use a smaller '
+                             f'`lr` (now {self.lr:g})', last)
+
 @torch.enable_grad()
-def _descend(run, X, y, loss, steps, stop_loss, keeper, bar):
+def _descend(run, X, y, loss, steps, stop_loss, keeper, bar, lr):
     "Full-batch steps to the end; the loss there, with its graph"
+    sound = _LastSound(run.model, lr)
     while True:
-        if keeper.due(run.steps): keeper.save(run.state)
         value = _LOSSES[loss](run.model(X), y)
         end = run.steps == steps or (stop_loss is not None and bool(value < stop_loss))
-        if bar and (end or run.steps % 100 == 0): bar(run.steps, value.item())
+        save = keeper.due(run.steps)
+        if end or save or run.steps % 100 == 0:
+            sound.look(value, run.steps) # what is saved is finite
+            if bar: bar(run.steps, value.item())
+        if save: keeper.save(run.state)
         if end: return value
         run.optimiser.zero_grad()
         value.backward()
-        run.optimiser.step()
+        with no_breakdown('the training', 'use a smaller lr'): run.optimiser.step()
         run.steps += 1

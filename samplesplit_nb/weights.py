@@ -19,29 +19,42 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from .checkpoints import (check_tensors, file_size, load_weights,
     read_checkpoint, refuse_several, save_weights, unwrapped)
-from .checks import require, shown
+from .checks import require, shown, typed
 from .networks import MLP, frozen_parameters, mlp_from_weights
 
 # %% ../nbs/support/weights.ipynb #bf5321b4
 def _words(module):
-    "(module, function) of PKG:FACTORY; ValueError unless there are both"
+    "(module, function) of PKG:FACTORY; ValueError unless there are both, by their names"
     name, _, factory = module.partition(':')
     require(bool(name and factory), 'module', module,
             'a module and a function in it, PKG:FACTORY',
             'for example `module` mymodels:make_net')
+    named = all(part.isidentifier() for part in (*name.split('.'), factory))
+    dotted = name.removesuffix('.py').replace(os.sep, '.').strip('.')
+    require(named and not name.endswith('.py'), 'module', module,
+            'the name of a module, as import has it, and of a function',
+            f'write `module` {dotted}:{factory}, from the folder that it is in')
     return name, factory
 
 def _imported(name, factory):
-    "The function of that name in a module, which may lie in the working directory"
-    if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())
-    return getattr(importlib.import_module(name), factory)
+    "The function of that name in a module, installed or else in the working folder"
+    # behind what is installed: a file json.py there must not stand in for Python's own
+    if os.getcwd() not in sys.path: sys.path.append(os.getcwd())
+    found = importlib.import_module(name)
+    try: return getattr(found, factory)
+    except AttributeError as e:
+        raise AttributeError(f'no {factory} in {getattr(found, "__file__", name)}') from e
 
 # %% ../nbs/support/weights.ipynb #5afe0019
 def _made(module):
     "The nn.Module that is returned; ValueError, in one line, for whatever goes wrong"
     words = _words(module) if isinstance(module, str) else None
-    try: model, why = (_imported(*words) if words else module)(), None
-    except Exception as e: model, why = None, f'{type(e).__name__}: {e}'
+    model, why, folder = None, None, os.getcwd()
+    try: model = (_imported(*words) if words else module)()
+    except KeyboardInterrupt: raise
+    except BaseException as e: # someone else's code: it may end the process, too
+        why = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
+    finally: os.chdir(folder) # it may have gone elsewhere
     require(isinstance(model, torch.nn.Module), 'module',
             module if words else getattr(module, '__name__', type(module).__name__),
             'a function that returns an nn.Module', f'it gave {why or type(model).__name__}')
@@ -187,6 +200,7 @@ def _filled(model, tables, path):
     return model.eval()
 
 # %% ../nbs/support/weights.ipynb #5afe0025
+@typed
 def load_network(
     path:str|Path, # a file, an index of several, or a folder as of Hugging Face
     module:str|Callable|None=None, # PKG:FACTORY or what returns it; None: a perceptron
@@ -232,12 +246,14 @@ def _module_shape(model, shape):
     require(shape is not None, 'shape', shape, 'given with `module`',
             'for example `shape` 1 28 28')
     try: out, why = model(next(model.parameters()).new_zeros(1, *shape)), ''
-    except Exception as e: out, why = None, str(e)
-    require(out is not None and out.ndim == 2, 'shape', shape,
-            'what the module takes, giving (k, outputs)', f'torch says: {why or out.shape}')
+    except Exception as e: out, why = None, str(e) or type(e).__name__
+    require(torch.is_tensor(out) and out.ndim == 2, 'shape', shape,
+            'what the module takes, giving (k, outputs)',
+            f'torch says: {why or getattr(out, "shape", type(out).__name__)}')
     return InputShape(math.prod(shape), shape, rows=False)
 
 # %% ../nbs/support/weights.ipynb #5afe0035
+@typed
 def input_shape(
     model:torch.nn.Module,
     shape:tuple|list|None=None # of one input; a perceptron can do without
@@ -256,6 +272,7 @@ class Pictures(NamedTuple):
     shape:tuple|None # (h, w) or (h, w, 3); None: they are no pictures
 
 # %% ../nbs/support/weights.ipynb #5afe0038
+@typed
 def rows_to_pictures(
     x:Tensor, # (k, d) candidates as the network takes them
     shape:tuple|None # (h, w), (h, w, channels) or (channels, h, w) of one; None: unknown
@@ -269,6 +286,7 @@ def rows_to_pictures(
     return Pictures(turned, shape[1:] if shape[0] == 1 else (*shape[1:], 3))
 
 # %% ../nbs/support/weights.ipynb #5afe0040
+@typed
 def pictures_to_rows(
     X:Tensor, # (n, d) images, pixel by pixel
     shape:tuple|None # of one input as the network takes it; None: a row

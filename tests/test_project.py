@@ -129,7 +129,7 @@ def test_layers_call_downwards_only():
     below['checkpoints'] = ['checks', 'storage']
     below['weights'] = ['checks', 'networks', 'checkpoints']
     below['options'] = ['checks']
-    below['answers'] = ['checks', 'storage']
+    below['answers'] = ['checks', 'options', 'storage']
     below['given'] = ['checks', 'data', 'metrics', 'problems']
     files = 'figures', 'certificates', 'weights', 'options', 'answers'
     inverting = 'inversion', 'perceptrons', 'steps', 'validator'

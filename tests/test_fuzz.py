@@ -8,7 +8,7 @@ Left out, and why: settings that are valid and take long (many steps, wide netwo
 devices that are there beside the CPU, and `--help`, which tests/test_cli.py reads.
 """
 
-import contextlib, io, json, math, os, random, re, signal, sys
+import contextlib, io, json, math, os, random, re, signal, subprocess, sys
 from pathlib import Path
 import numpy as np
 import pytest

@@ -16,28 +16,35 @@ import numpy as np
 import torch
 from torch import Tensor
 from .checks import is_count, require, seeded
+from .preprocessing import Preprocessing
 
 # %% ../nbs/support/data.ipynb #55a9585e
 @dataclass(frozen=True)
 class ImageData:
     "n labelled images, ready for training"
-    X:Tensor # (n, d) float64, pixels in [0, 1] minus `mean`
+    X:Tensor # (n, d) float64, pixels in [0, 1] minus `mean`, or as `preprocessing` has it
     y:Tensor # (n,) labels: -1 / +1 in float64, or classes 0 to 9 in int64
     mean:Tensor # (d,) float64, the image that was subtracted
     shape:tuple # (height, width) or (height, width, channels)
     name:str # of the collection
     classes:tuple=() # what the labels stand for, lowest first; () where the data set says it
     index:Tensor|None=None # (n,) places in the file or sorted folder, from 0; None: not known
+    preprocessing:Preprocessing|None=None # from pixels to X; None: less `mean`
 
     @property
-    def box(self)->tuple: # (lower (d,), upper (d,))
-        "The values that a mean-subtracted pixel can take; whoever knows the mean knows them"
+    def box(self)->tuple|None: # (lower (d,), upper (d,)); None where there is no way back
+        "The values that a pixel can take in X; whoever knows the preprocessing knows them"
+        if self.preprocessing is not None: return self.preprocessing.box
         return -self.mean, 1 - self.mean
 
     def pixels(self, x:Tensor)->np.ndarray: # (k, *shape) in [0, 1]
-        "Images of mean-subtracted rows x (k, d): mean added, clipped to [0, 1]"
-        return ((x.detach().to(self.mean) + self.mean).clamp(0, 1)
-                .cpu().numpy().reshape(-1, *self.shape))
+        "Images of rows x (k, d), which are like X: in pixels, clipped to [0, 1]"
+        return self.rows(x).clamp(0, 1).cpu().numpy().reshape(-1, *self.shape)
+
+    def rows(self, x:Tensor)->Tensor: # (k, d) float64
+        "The pixels of rows x (k, d), not clipped; ValueError where there is no way back"
+        if self.preprocessing is not None: return self.preprocessing.pixels(x)
+        return x.detach().to(self.mean) + self.mean
 
 # %% ../nbs/support/data.ipynb #1e616935
 CHECKSUMS = { # sha256 of the first 1000 training images and labels

@@ -18,7 +18,7 @@ from .claims import (
     FIGURES, LEAST_SEEDS, Verdict, findings, improvement, interval_text, panels, paper_figure)
 from .experiments import save_result
 from .figures import WORDS
-from .given import about_images, images_given, task_of
+from .given import about_images, images_given, stated_options, task_of
 from .options import (
     DemoOptions, FigureOptions, StudyOptions, TrainOptions, require_positive)
 from .problems import ATTACKS, Trained, train
@@ -57,11 +57,12 @@ def demo(
 def _victim(o):
     "The network to train, as an `Experiment`"
     require_positive(o, 'width', 'steps')
-    ntk, own = o.method == 'ntk', OURS[o.method]
+    ntk, own, mean = o.method == 'ntk', OURS[o.method], stated_options(o)[0]
+    if not isinstance(mean, str): mean = 'training' # the images are made elsewhere
     require(not ntk or o.steps is None, 'steps', o.steps, 'left out for ntk',
             'that training is one exact solve')
     return Experiment(**own | dict(
-        data=o.data, n=o.n, data_seed=o.data_seed, mean=o.mean, seed=o.seed, device=o.device,
+        data=o.data, n=o.n, data_seed=o.data_seed, mean=mean, seed=o.seed, device=o.device,
         width=o.width or (500 if ntk else 1000),
         training_steps=0 if ntk else o.steps or own['training_steps']))
 

@@ -275,7 +275,7 @@ def score_table(
     head = ['', 'mean L2', 'median L2', 'mean SSIM', 'beat both guesses']
     guess = lambda r: r['name'].startswith('baseline')
     return table(head, [[r['name'], f"{r['mean_l2']:.2f}", f"{r['median_l2']:.2f}",
-                         f"{r['mean_ssim']:.2f}",
+                         None if r['mean_ssim'] is None else f"{r['mean_ssim']:.2f}",
                          None if guess(r) else f"{r['beat_both']} of {r['n']}"] for r in rows])
 
 # %% ../nbs/support/metrics.ipynb #9e5a0095

@@ -6,7 +6,7 @@
 __all__ = ['certify_file', 'reconstruct_file', 'invert_files', 'evaluate']
 
 # %% ../nbs/support/attacks.ipynb #attacks-imports
-import json, time
+import json, re, time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -401,11 +401,20 @@ def _told(path, arrays):
             'reconstruct again')
     return about, way
 
+
+# %% ../nbs/support/attacks.ipynb #attacks-as-told
 def _as_told(o, about):
     "The options, with what the file says where they say nothing"
-    data = about.get('data') or {}
-    return replace(o, n=20 if o.n is None and 'n' not in data else o.n or data['n'],
+    data, option = about.get('data') or {}, str(about.get('preprocessing', ''))
+    said = re.fullmatch(r'--mean (.+) --std (.+)', option)
+    if said and _silent(o): o = replace(o, mean=said[1], std=said[2])
+    require(not _silent(o) or not option.startswith('--preprocess'), 'preprocess', None,
+            f'given, for the attack was told {option}', 'nothing that a file names is run')
+    return replace(o, n=data.get('n', 20) if o.n is None else o.n,
                    data_seed=data.get('data_seed') if o.data_seed is None else o.data_seed)
+
+def _silent(o): # about the preprocessing
+    return (o.mean, o.std, o.preprocess) == (None,)*3
 
 
 # %% ../nbs/support/attacks.ipynb #attacks-outputs
@@ -444,7 +453,7 @@ def evaluate(
     o, say = begin(EvaluateOptions, options, hear, settings)
     arrays = _read_found(o.reconstruction)
     about, way = _told(o.reconstruction, arrays)
-    o, restated = _as_told(o, about), (o.mean, o.std, o.preprocess) != (None,)*3
+    restated, o = not _silent(o), _as_told(o, about)
     task = task_for(_outputs_told(arrays))
     data = images_given(o, task)
     order = None if way is None else way.order

@@ -38,7 +38,7 @@ def demo(
     "Recover faces from weights, without and with splitting; save pictures and numbers"
     o, say = begin(DemoOptions, options, hear, settings)
     require_seed('seed', o.seed)
-    e = Experiment(data_seed=o.seed, **{name: getattr(o, name) for name in (
+    e = Experiment(data_seed=o.seed, mean='collection', **{name: getattr(o, name) for name in (
         'n', 'k', 'width', 'steps', 'splits', 'seed', 'device')})
     out = writable_folder(o.out)
     say(f'Training a network on {e.n} images, then reconstructing them from its weights, '

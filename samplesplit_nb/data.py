@@ -203,7 +203,7 @@ def _mean_image(images):
     # the sum of bytes is exact, and 50,000 images stay bytes
     return torch.from_numpy(flat.sum(0, dtype=np.int64)/(255*len(flat)))
 
-def _arrange(images, labels, index, name, classes=(), mean='collection'):
+def _arrange(images, labels, index, name, classes=(), mean='training'):
     "`ImageData` of the images (uint8, or float64 in [0, 1]) at `index`, less a mean"
     chosen = images[index].reshape(len(index), -1)
     if chosen.dtype == np.uint8: chosen = chosen/255.
@@ -227,7 +227,7 @@ def load_data(
     seed:int|None=None, # of a random draw; None: the first of each class in file order
     root:str|None=None, # of the files; None: what SAMPLESPLIT_DATA names, or our cache
     task:str='binary', # 'binary': labels -1 / +1; 'multiclass': classes 0 to 9 (not the faces)
-    mean:str|Tensor='collection' # of `MEANS`, or (d,) in [0, 1]: what is subtracted
+    mean:str|Tensor='training' # of `MEANS`, or (d,) in [0, 1]: what is subtracted
 )->ImageData:
     """n images, balanced between the classes, first the positive ones or class 0
 
@@ -377,7 +377,7 @@ def load_images(
     seed:int|None=None, # with n: a random draw; None: the first of each class
     size:tuple|int|None=None, # (height, width) to resize to; proportions are not kept
     gray:bool=False, # colours to luminance
-    mean:str|Tensor='collection' # of `MEANS`, or (d,) in [0, 1]: what is subtracted
+    mean:str|Tensor='training' # of `MEANS`, or (d,) in [0, 1]: what is subtracted
 )->ImageData:
     """Images of your own, less a mean
 

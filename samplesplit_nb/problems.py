@@ -35,7 +35,7 @@ def load_collection(
     n:int,
     seed:int|None=None, # draws them; None: the first of each class
     task:str='binary', # of mnist and cifar10: 'binary' or 'multiclass'
-    mean:str|Tensor='collection' # what is subtracted, a word or (d,), see `load_data`
+    mean:str|Tensor='training' # what is subtracted, a word or (d,), see `load_data`
 )->ImageData: # ValueError or FileNotFoundError, see `load_data` and `load_images`
     "n images by name or path, balanced between the classes"
     if name in SOURCES:

@@ -71,7 +71,7 @@ class _Images:
     data:str='faces' # faces, mnist, cifar10, or the path of one's own images
     n:int=20 # training images
     data_seed:int|None=None # draws them; None: the first of each class in file order
-    mean:str='collection' # subtracted: of the n 'training' images (published), or of all
+    mean:str='training' # subtracted: of the n 'training' images (published), or of all
 
     def __post_init__(self):
         require(isinstance(self.data, str) and self.data != '', 'data', repr(self.data),
@@ -316,19 +316,19 @@ def _published_search(p):
         lr_multipliers=p.lr_multipliers, cycles=0, start_scale=p.start_scale,
         start_multipliers=p.multipliers, lam_min=p.lam_min, share=True,
         splits=p.steps//20_000 - (p.steps % 20_000 == 0), split_every=20_000,
-        threshold=-.1, relative=False)
+        threshold=-.1, relative=False, splitting_rule='published', at_once=150, eta_max=.02)
 
 def _published_kkt(p):
     "Haim et al. 2022, Buzaglo et al. 2024"
     return dict(
         training_steps=1_000_000, training_lr=_PUBLISHED_LR[p.attack], optimizer='sgd',
-        sharpness=(p.sharpness, p.sharpness), box='unit', eta_max=.01, dtype='float64')
+        sharpness=(p.sharpness, p.sharpness), box='unit', dtype='float64')
 
 def _published_loo(p):
     "Loo et al. 2024"
     return dict(
         training_steps=1_000_000, training_lr=_PUBLISHED_LR['ntk'], optimizer='lazy-adam',
-        sharpness='loo', box='pixels', eta_max=.01, tangent='final', over_k='f')
+        sharpness='loo', box='pixels', tangent='final', over_k='f')
 
 # %% ../nbs/support/settings.ipynb #9e5a0081
 def _published_splitting(p, faster=1):
@@ -336,8 +336,7 @@ def _published_splitting(p, faster=1):
     return _published_kkt(p) | dict(
         width=1000, training_steps=200_000//faster, training_lr=.01*faster,
         training_loss='logistic', bias='first', start_layers=(1e-3, 1e-3),
-        tangent='mean', surrogate=True, over_k='f', lam_signed=p.lam_signed,
-        splitting_rule='published', at_once=150, eta_max=.02)
+        tangent='mean', surrogate=True, over_k='f', lam_signed=p.lam_signed)
 
 # what each preset adds to `_published_search`, where its attack does not say
 _PUBLISHED:dict[str, Callable[..., dict]] = {

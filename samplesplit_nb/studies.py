@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from .checks import require
 from .runs import CONTROLS, PEELINGS, MissingResult, load_or_run
+from .presets import PRESETS, preset
 from .settings import OURS, Experiment, published
 from .storage import load_arrays
 
@@ -151,7 +152,8 @@ def study_lines()->dict: # name -> the first line of its docstring
 # %% ../nbs/support/studies.ipynb #57d1e513
 # settings of the studies on faces, by scale
 FACES:dict[str, dict] = dict(
-    smoke=dict(n=6, k=4, width=30, steps=40, splits=1, evaluations=4), small={})
+    smoke=dict(n=6, k=4, width=30, steps=40, splits=1, evaluations=4, mean='collection'),
+    small=dict(mean='collection'))
 
 # %% ../nbs/support/studies.ipynb #2cb02302
 def _ntk(scale, data, ratio): # k = ratio n
@@ -159,11 +161,12 @@ def _ntk(scale, data, ratio): # k = ratio n
     if scale == 'smoke': return Experiment(**FACES[scale] | dict(k=max(round(6*ratio), 1)))
     if scale == 'small':
         n = {'mnist': 50, 'cifar10': 30}[data]
-        return Experiment(data=data, n=n, k=round(n*ratio), steps=1000)
+        return Experiment(data=data, n=n, k=round(n*ratio), steps=1000, mean='collection')
     if scale == 'medium':
-        return Experiment(data=data, n=100, k=round(100*ratio), width=1000, steps=3000)
-    return Experiment(data=data, n=100, k=round(100*ratio), width=1000, evaluations=80,
-                      **published('loo-ntk'))
+        return Experiment(data=data, n=100, k=round(100*ratio), width=1000, steps=3000,
+                          mean='collection')
+    return Experiment(**published('splitting-ntk-short') | dict(
+        data=data, n=100, k=round(100*ratio), dtype='float32', evaluations=80))
 
 # %% ../nbs/support/studies.ipynb #fd7d8501
 # width, and n where the paper has 500 or 100, by scale
@@ -180,7 +183,7 @@ def _kkt(scale, method, data, n, ratio=2): # n at paper scale, 500 or 100; k = r
     if scale in _SIZES:
         width, images = _SIZES[scale]
         return Experiment(data=data, n=images[n], k=round(images[n]*ratio), width=width,
-                          **OURS[method] | _START[data])
+                          mean='collection', **OURS[method] | _START[data])
     return Experiment(data=data, n=n, k=round(n*ratio), width=1000, evaluations=50,
                       **published(_PRESETS.get((method, data), 'buzaglo-multiclass')))
 
@@ -257,11 +260,41 @@ def _published(scale):
 # %% ../nbs/support/studies.ipynb #57d1e5d1
 @register('published-kkt', SCALES[:2])
 def _published_kkt(scale):
-    "binary KKT attack, MNIST and CIFAR-10, k = 2n, split by the published rule (figure 5)"
+    "binary KKT attack, MNIST and CIFAR-10, k = 2n, published rule and controls (figure 5)"
     rule = dict(splitting_rule='published', threshold=-.1, relative=False, eta_max=.02)
     cases = {label: replace(e, **rule)
              for label, e in STUDIES['figure05'](scale).experiments.items()}
-    return Study('published-kkt', scale, cases, SEEDS[scale])
+    return Study('published-kkt', scale, cases, SEEDS[scale],
+                 runs=('plain', 'split', 'random direction', 'random both'))
+
+# %% ../nbs/support/studies.ipynb #57d1e5e1
+# how the network of each preset is trained here
+_QUICKLY:dict[str, dict] = {
+    'kkt': dict(training='margin', training_steps=500),
+    'multiclass': dict(training='margin', training_steps=1000, training_lr=.01),
+    'ntk': dict(training='descent', training_steps=20_000, training_lr=.01)}
+
+def _quickly(name, n):
+    "A published preset with n images, k = 2n, and two events in 1001 steps"
+    method, own = preset(name).attack, published(name)
+    data = 'cifar10' if 'cifar' in name or method == 'multiclass' else 'mnist'
+    trained = {} if name.startswith('splitting') else _QUICKLY[method]
+    return Experiment(**own | trained | dict(
+        data=data, n=n, k=2*n, width=1000, steps=1001, split_every=500, splits=2,
+        dtype='float32', evaluations=2))
+
+# %% ../nbs/support/studies.ipynb #57d1e5e3
+@register('published-splits', SCALES[:2])
+def _published_splits(scale):
+    "how many candidates the published rule splits in each published setting, n = 20 and 100"
+    names = [name for name, p in PRESETS.items()
+             if p.attack != 'regression' and name != 'splitting-ntk']
+    cases = {f'{name}-n{n}': _quickly(name, n) for n in (20, 100) for name in names}
+    if scale == 'smoke': # two settings in seconds
+        cases = {label: replace(cases[label], **FACES[scale] | dict(
+            data='faces', split_every=20, training_steps=50))
+            for label in ('haim-mnist-1-n20', 'splitting-ntk-short-n20')}
+    return Study('published-splits', scale, cases, seeds=(0,), runs=('split',))
 
 # %% ../nbs/support/studies.ipynb #7485568b
 @register('controls', SCALES[:2])
@@ -286,7 +319,7 @@ def _curvature(scale):
 def _controls_kkt(scale):
     "random instead of curvature, binary KKT attack"
     cases = {data: _binary(scale, data, 500) for data in ('mnist', 'cifar10')}
-    return Study('controls-kkt', scale, cases, _THREE[scale],
+    return Study('controls-kkt', scale, cases, SEEDS[scale],
                  runs=('plain', 'split', 'random direction', 'random choice', 'random both'))
 
 # %% ../nbs/support/studies.ipynb #932f81ca
@@ -369,7 +402,7 @@ def _long_kkt(scale):
     if scale == 'smoke':
         base = replace(base, data='faces', training_steps=100, lr=.01, **FACES[scale])
     cases = {f'mnist-{r}n': replace(base, k=r*base.n) for r in (1, 2)}
-    return Study('long-kkt', scale, cases, _THREE[scale])
+    return Study('long-kkt', scale, cases, SEEDS[scale])
 
 # %% ../nbs/support/studies.ipynb #191625dd
 @register('peeling', SCALES[:3])

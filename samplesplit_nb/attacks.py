@@ -190,7 +190,8 @@ def _pictures(o, out, takes, known, arrays):
 def _kept(o, takes, known, about):
     "Arrays from which `evaluate` learns what the candidates are"
     way = _way(o, takes, known)
-    kept = dict(shape=np.array(takes.shape or (), dtype=int), about=np.array(json.dumps(about)))
+    kept = dict(shape=np.array(takes.shape or (), dtype=int),
+                about=np.array(json.dumps(about)))
     if way is None or not way.invertible: return kept
     return kept | dict(mean=way.mean, std=way.std,
                        **{} if way.order is None else dict(order=way.order))
@@ -431,7 +432,8 @@ def _notes(o, about, data, restated):
     if restated and told and option != told:
         yield f'note: the attack was told {told}; scored with {option}'
     if then and then.get('digest') != images_mark(data): yield (
-        f"note: not the {then.get('n')} images of {then.get('name')} that the attack was told of")
+        f"note: other images than the {then.get('n')} of {then.get('name')} that the attack "
+        'was told of')
 
 
 # %% ../nbs/support/attacks.ipynb #attacks-size

@@ -6,7 +6,7 @@
 __all__ = ['Evidence', 'unexplained', 'step_cosine', 'look', 'better', 'supported', 'Fit', 'judge']
 
 # %% ../nbs/support/fit.ipynb #fit-imports
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot, softplus
@@ -38,6 +38,7 @@ def _tail(hits, n, chance):
 def _on_outputs(out, y):
     "Accuracy, chance, n and spread, of outputs (n, outputs) and labels (n,)"
     out = out.detach().double()
+    if not bool(out.isfinite().all()): return {}
     if out.shape[1] == 1:
         if not y.is_floating_point(): return {} # classes do not go with a single output
         margins = y.to(out)*out[:, 0]
@@ -133,12 +134,10 @@ def look(
 )->Evidence:
     "What the network says of these images"
     with torch.no_grad(): found = _on_outputs(model(X), y)
-    found.setdefault('n', len(y))
-    if before is not None:
-        found['unexplained'] = unexplained(before, model, X)
-        if cosine: found['cosine'] = step_cosine(before, model, X, y)
-    return Evidence(**{name: v if v is None or abs(v) < float('inf') else None
-                       for name, v in found.items()})
+    seen = Evidence(**{'n': len(y)} | found)
+    if before is None: return seen
+    return replace(seen, unexplained=unexplained(before, model, X),
+                   cosine=step_cosine(before, model, X, y) if cosine else None)
 
 # %% ../nbs/support/fit.ipynb #fit-better
 _FLOOR = 1e-9 # shares below it are rounding

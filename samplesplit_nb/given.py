@@ -10,7 +10,6 @@ __all__ = ['USUAL', 'stated_options', 'preprocessed', 'plain_images', 'images_gi
 # %% ../nbs/support/given.ipynb #given-imports
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -59,10 +58,12 @@ def preprocessed(
     if getattr(o, 'preprocess', None):
         way = from_function(_function(o.preprocess), plain.shape,
                             f'--preprocess {o.preprocess}', pixels)
-    else: way = affine(mean, std, plain.shape, pixels, plain.mean)
-    same = isinstance(mean, str) and std == (1.,) and way.invertible
-    X = plain.X if same and not getattr(o, 'preprocess', None) else way(pixels)
-    return replace(plain, X=X, mean=way.mean, preprocessing=way)
+    else:
+        way = affine(mean, std, plain.shape, pixels, plain.mean)
+        if isinstance(mean, str): way = replace(way, mean=plain.mean) # to the bit
+    same = way.mean is plain.mean and std == (1.,)
+    return replace(plain, X=plain.X if same else way(pixels), mean=way.mean,
+                   preprocessing=way)
 
 
 # %% ../nbs/support/given.ipynb #given-images
@@ -166,11 +167,11 @@ def preprocessing_told(
     "What an attacker without the images knows of the preprocessing, and the box it implies"
     mean, std = stated_options(o)
     shape = rows_to_pictures(torch.zeros(1, takes.d), takes.shape).shape
-    way, sides = None, None # type: Any, Any
+    way, sides = None, None # type: Preprocessing|None, tuple|None
     if getattr(o, 'preprocess', None):
         require(shape is not None, 'shape', takes.shape, 'given with `preprocess`',
                 'for example `shape` 28 28')
-        way = from_function(_function(o.preprocess), shape, told_option(o))
+        way = from_function(_function(o.preprocess), shape or (), told_option(o))
     elif isinstance(mean, tuple) and isinstance(std, tuple):
         way = affine(mean, std, shape or (takes.d,), torch.zeros(0))
     elif std == (1.,): return None, (-1., 1.)
@@ -313,7 +314,7 @@ def known_images(
     fit = _verdict(o, eyes, data, plain, layouts, chosen, given)
     note = '' if len(layouts) == 1 else (
         f"shape: {' '.join(map(str, chosen[0].shape))}, which fits best; --shape states it")
-    return Known(data, plain, *chosen, fit, note)
+    return Known(data, plain, chosen[0], chosen[1], fit, note)
 
 
 # %% ../nbs/support/given.ipynb #given-score

@@ -51,7 +51,7 @@ class ImageOptions:
     NAME is faces (no file needed), mnist or cifar10 (in the folder that SAMPLESPLIT_DATA
     names), or the path of your own images: a folder or an .npz file.
     """
-    n:int=20 # how many training images
+    n:int|None=20 # how many training images
     data_seed:int|None=None # draw the images at random with this seed (default: the first of
         # each class in file order, as the papers do)
     mean:Numbers|None=None # what the training code subtracted from pixels between 0 and 1: a
@@ -59,8 +59,9 @@ class ImageOptions:
         # collection (that of all images there are); training unless you say otherwise
     std:Numbers|None=None # what it divided by then: a number, one for each channel, or
         # training (the deviation of each channel); 1 unless you say otherwise
-    preprocess:Annotated[str, 'PKG:FUNCTION']|None=None # instead of both a function of yours:
-        # of pixels (n, h, w) or (n, h, w, channels), between 0 and 1, to what the network takes
+    preprocess:Annotated[str, 'PKG:FUNCTION']|None=None # instead of both a function of
+        # yours: from pixels (n, h, w) or (n, h, w, channels), between 0 and 1, to what the
+        # network takes
 
 # %% ../nbs/support/options.ipynb #0b710011
 @dataclass(frozen=True, kw_only=True)

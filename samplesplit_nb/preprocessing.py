@@ -111,7 +111,7 @@ def _channel_deviations(
 # %% ../nbs/support/preprocessing.ipynb #prep-option
 def option_text(
     mean:str|tuple, # as `stated` gives them
-    std:str|tuple=(1.,)
+    std:str|tuple=(1.,) # as `mean`
 )->str:
     "Ready to type"
     words = lambda v: v if isinstance(v, str) else ' '.join(f'{x:.6g}' for x in v)
@@ -125,10 +125,11 @@ def affine(
     collection:Tensor|None=None # (d,) mean of all images, for the word `collection`
 )->Preprocessing:
     "(pixel - mean)/std; ValueError for a count of numbers that does not fit"
-    center = (collection if mean == 'collection' else pixels.mean(0) if mean == 'training'
-              else spread('mean', mean, shape))
-    require(center is not None, 'mean', mean, 'of a known collection', 'use training')
-    scale = (_channel_deviations(pixels, shape) if std == 'training'
+    require(mean != 'collection' or collection is not None, 'mean', mean,
+            'of a known collection', 'use training')
+    center = (collection if collection is not None and mean == 'collection' else
+              pixels.mean(0) if isinstance(mean, str) else spread('mean', mean, shape))
+    scale = (_channel_deviations(pixels, shape) if isinstance(std, str)
              else spread('std', std, shape))
     return Preprocessing(center, scale, option_text(mean, std))
 

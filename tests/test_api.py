@@ -31,7 +31,7 @@ MODULES = tuple(
     identifiability objectives splitting convergence experiments inversion peeling
     checks tables networks decomposition eigenvectors tangents penalties presets optimisers descent lanczos
     tidy rules storage weights certificates training data metrics settings records problems runs search
-    figures studies claims options answers given attacks commands cli
+    figures studies claims options answers preprocessing fit given attacks commands cli
     '''.split()
 )  # the order of CONTRIBUTING.md
 SHAPE = re.compile(

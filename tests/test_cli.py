@@ -778,6 +778,7 @@ def test_a_module_with_colours_and_with_classes(tmp_path, cli, monkeypatch):
         '--device',
         'cpu',
     ]
+    monkeypatch.setattr(given, 'unseen_images', lambda *_: None)
     monkeypatch.setattr(given, 'load_collection', lambda *_, **__: three)
     status, out, err = cli(*words)
     assert status == 0, err

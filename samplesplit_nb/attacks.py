@@ -389,6 +389,8 @@ def _told(path, arrays):
     d = next(v.shape[1] for k, v in arrays.items() if k == 'x' or k.startswith('x_'))
     try:
         if 'about' in arrays: about = dict(json.loads(str(arrays['about'])))
+        parts = [about.get(name) or {} for name in ('data', 'fit')]
+        if not all(isinstance(part, dict) for part in parts): bad = 'about'
         if 'mean' in arrays:
             mean = torch.from_numpy(arrays['mean']).double()
             std = torch.from_numpy(arrays.get('std', np.ones(d))).double()
@@ -404,12 +406,13 @@ def _told(path, arrays):
 
 
 # %% ../nbs/support/attacks.ipynb #attacks-as-told
-def _as_told(o, about):
+def _as_told(o, about, way=None):
     "The options, with what the file says where they say nothing"
     data, option = about.get('data') or {}, str(about.get('preprocessing', ''))
     said = re.fullmatch(r'--mean (.+) --std (.+)', option)
     if said and _silent(o): o = replace(o, mean=said[1], std=said[2])
-    require(not _silent(o) or not option.startswith('--preprocess'), 'preprocess', None,
+    lost = way is None and option.startswith('--preprocess') # there is no formula of it
+    require(not (lost and _silent(o)), 'preprocess', None,
             f'given, for the attack was told {option}', 'nothing that a file names is run')
     return replace(o, n=data.get('n', 20) if o.n is None else o.n,
                    data_seed=data.get('data_seed') if o.data_seed is None else o.data_seed)
@@ -455,7 +458,7 @@ def evaluate(
     o, say = begin(EvaluateOptions, options, hear, settings)
     arrays = _read_found(o.reconstruction)
     about, way = _told(o.reconstruction, arrays)
-    restated, o = not _silent(o), _as_told(o, about)
+    restated, o = not _silent(o), _as_told(o, about, way)
     task = task_for(_outputs_told(arrays))
     data = images_given(o, task)
     order = None if way is None else way.order

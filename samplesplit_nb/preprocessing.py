@@ -138,7 +138,7 @@ def _rows(function, pixels, shape):
     "(n, D) float64 that a function of one's own returns; ValueError, in one line, for others"
     images, why = pixels.reshape(-1, *shape), []
     for given in (images.numpy().copy(), images.clone()):
-        try: out = torch.as_tensor(np.asarray(function(given))).to(torch.float64)
+        try: out = torch.as_tensor(np.array(function(given))).to(torch.float64)
         except (Exception, SystemExit) as e: # it is anybody's code
             why.append(f'{type(e).__name__}: {e}')
             continue

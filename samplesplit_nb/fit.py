@@ -70,7 +70,7 @@ def unexplained(
     before:nn.Module, # theta_0
     after:nn.Module, # theta, of the same class
     X:Tensor # (n, ...) inputs as the network takes them
-)->float|None: # from 0 to 1; None: a convolution, a layer at rest, or as many images as pixels
+)->float|None: # from 0 to 1; None: a convolution, a layer at rest, or too many images
     "The share of the first layer's step that no sum of images explains, by squares"
     layer, inputs = _first_layer(before, X)
     if layer is None: return None
@@ -82,7 +82,7 @@ def unexplained(
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
         change = [torch.cat([change[0], change[1][:, None]], 1)]
     size = change[0].square().sum().item()
-    if size == 0 or len(rows) > .9*rows.shape[1]: return None
+    if size == 0 or len(rows) > min(.9*rows.shape[1], 1000): return None # it takes too long
     basis = torch.linalg.svd(rows, full_matrices=False)
     basis = basis.Vh[basis.S > 1e-10*basis.S[0]]
     return ((change[0] - change[0] @ basis.T @ basis).square().sum().item())/size
@@ -136,8 +136,9 @@ def look(
     with torch.no_grad(): found = _on_outputs(model(X), y)
     seen = Evidence(**{'n': len(y)} | found)
     if before is None: return seen
-    return replace(seen, unexplained=unexplained(before, model, X),
-                   cosine=step_cosine(before, model, X, y) if cosine else None)
+    try: along = step_cosine(before, model, X, y) if cosine else None
+    except RuntimeError: along = None # a module without gradients
+    return replace(seen, unexplained=unexplained(before, model, X), cosine=along)
 
 # %% ../nbs/support/fit.ipynb #fit-better
 _FLOOR = 1e-9 # shares below it are rounding
@@ -231,6 +232,7 @@ def judge(
     if known is None: return Fit('unknown', 'nothing tells whether the network was trained on '
                                  'these images', given, unseen)
     beside = '' if unseen is None else f'; other images: {_words(unseen)}'
+    start = '' if given.unexplained is None else ', the weights before training'
     return Fit('none', f'{_NOT} ({_words(given)}{beside}), nor in another usual '
-               'preprocessing: check the selection, the labels, the preprocessing and the '
-               'order of the channels', given, unseen)
+               'preprocessing: check the selection, the labels, the preprocessing, the order '
+               f'of the channels{start}', given, unseen)

@@ -262,7 +262,7 @@ def _others(eyes, data, layouts, first, pixels, mean):
             shape = '' if takes.shape == first else (
                 f" --shape {' '.join(map(str, takes.shape or ()))}")
             seen[option + shape] = eyes(way(pixels), takes.shape, order,
-                                        cosine=not eyes.takes.rows)
+                                        cosine=not eyes.takes.rows and len(pixels) <= 200)
     return seen
 
 

@@ -10,12 +10,13 @@ __all__ = ['USUAL', 'stated_options', 'preprocessed', 'plain_images', 'images_gi
 # %% ../nbs/support/given.ipynb #given-imports
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
 from .checks import require
 from .data import ImageData
-from .fit import Evidence, Fit, better, judge, look
+from .fit import Evidence, Fit, better, estimated, judge, look
 from .metrics import score_candidates
 from .preprocessing import (
     Preprocessing, affine, from_function, option_text, spread, stated)
@@ -155,7 +156,9 @@ def to_pictures(
 
 
 # %% ../nbs/support/given.ipynb #given-told
-def told_option(o)->str:
+def told_option(
+    o:Any # options with `mean`, `std` and `preprocess`
+)->str: # ValueError as `stated_options`
     "What the options state of the preprocessing, ready to type"
     if getattr(o, 'preprocess', None): return f'--preprocess {o.preprocess}'
     return option_text(*stated_options(o))
@@ -163,8 +166,10 @@ def told_option(o)->str:
 def preprocessing_told(
     o, # options with `mean`, `std` and `preprocess`
     takes:InputShape # with the shape, where it is known
-)->tuple: # (`Preprocessing` or None, (lower, upper) or None): numbers, or (d,) as inputs
-    "What an attacker without the images knows of the preprocessing, and the box it implies"
+)->tuple: # (`Preprocessing` or None, (lower, upper) or None: numbers, or (d,) as inputs)
+    """What an attacker without the images knows of the preprocessing, and the box it implies
+
+    ValueError for what the options state wrongly, or a function without a shape."""
     mean, std = stated_options(o)
     shape = rows_to_pictures(torch.zeros(1, takes.d), takes.shape).shape
     way, sides = None, None # type: Preprocessing|None, tuple|None
@@ -244,7 +249,7 @@ class Known:
     data:ImageData # pixel by pixel, in the values that the network takes
     plain:ImageData # the same in pixels, less a mean
     takes:InputShape # with the shape that was found out
-    order:Tensor|None # see `to_inputs`
+    order:Tensor|None # (d,) the pixel at each input; None: as the shape says
     fit:Fit
     note:str='' # on the shape, where it was found out
 
@@ -253,10 +258,22 @@ class Known:
         "The images as the network takes them"
         return to_inputs(self.data.X, self.takes.shape, self.order)
 
-def _others(eyes, data, layouts, first, pixels, mean):
-    "Option -> what the network says of the images in the usual ways"
+def _read_off(eyes, data, pixels, shape, order):
+    "Option -> `Preprocessing` with the numbers that explain the network's step best, rounded"
+    if eyes.before is None or not eyes.takes.rows: return {}
+    channels = data.shape[2] if len(data.shape) == 3 else 1
+    channel = torch.arange(pixels.shape[1])[None] % channels
+    rows = to_inputs(pixels, shape, order).to(next(eyes.model.parameters()))
+    found = estimated(eyes.before, eyes.model, rows, to_inputs(channel, shape, order)[0])
+    if found is None: return {}
+    ways = [tuple(tuple(round(v, digits) for v in part) for part in found)
+            for digits in (2, 3, 4, 6)]
+    return {option_text(m, s): affine(m, s, data.shape, pixels) for m, s in ways if min(s) > 0}
+
+def _others(eyes, data, ways, layouts, first, pixels):
+    "Option -> what the network says of the images in other ways"
     seen = {}
-    for option, way in usual_ways(pixels, data.shape, mean).items():
+    for option, way in ways.items():
         if option == data.preprocessing.option: continue
         for takes, order in layouts if data.preprocessing.invertible else [(eyes.takes, None)]:
             shape = '' if takes.shape == first else (
@@ -270,19 +287,24 @@ def _others(eyes, data, layouts, first, pixels, mean):
 def _verdict(o, eyes, data, plain, layouts, chosen, given):
     "The `Fit` of images as given, beside other ways and other images"
     pixels, (takes, order) = plain.rows(plain.X), chosen
-    others = _others(eyes, data, layouts, takes.shape, pixels, None)
+    ask = lambda ways: _others(eyes, data, ways, layouts, takes.shape, pixels)
+    others = ask(usual_ways(pixels, data.shape))
     more = unseen_images(o.data, plain, o.data_seed)
     unseen = None if more is None else eyes(
         data.preprocessing(more.rows(more.X)), takes.shape, order,
         targets(more, _outputs(eyes.model, eyes.takes)), cosine=False)
     fit = judge(given, others, unseen)
     if fit.verdict == 'fits' and (given.unexplained or 0) < 1e-6: return fit
-    try: mean = load_collection(o.data, len(plain.X), o.data_seed,
-                                'binary' if plain.y.is_floating_point() else 'multiclass',
-                                'collection').mean
-    except ValueError: return fit # a file that is too short
-    return judge(given, others | _others(eyes, data, layouts, takes.shape, pixels, mean),
-                 unseen)
+    for place, order in layouts if data.preprocessing.invertible else []:
+        others |= ask(_read_off(eyes, data, pixels, place.shape, order))
+    mean = _collection_mean(o, plain)
+    if mean is not None: others |= ask(usual_ways(pixels, data.shape, mean))
+    return judge(given, others, unseen)
+
+def _collection_mean(o, plain): # None: the file is too short
+    task = 'binary' if plain.y.is_floating_point() else 'multiclass'
+    try: return load_collection(o.data, len(plain.X), o.data_seed, task, 'collection').mean
+    except ValueError: return None
 
 def _outputs(model, takes):
     "How many numbers the network gives for one input"

@@ -134,11 +134,15 @@ def affine(
     return Preprocessing(center, scale, option_text(mean, std))
 
 # %% ../nbs/support/preprocessing.ipynb #prep-call
+def _float64(out): # an array may be read backwards
+    if torch.is_tensor(out): return out.detach().cpu().double()
+    return torch.from_numpy(np.array(out, dtype=np.float64))
+
 def _rows(function, pixels, shape):
     "(n, D) float64 that a function of one's own returns; ValueError, in one line, for others"
     images, why = pixels.reshape(-1, *shape), []
     for given in (images.numpy().copy(), images.clone()):
-        try: out = torch.as_tensor(np.array(function(given))).to(torch.float64)
+        try: out = _float64(function(given))
         except (Exception, SystemExit) as e: # it is anybody's code
             why.append(f'{type(e).__name__}: {e}')
             continue

@@ -403,6 +403,28 @@ CONSTANTS = {
 }
 
 
+@pytest.mark.parametrize('first', [True, False], ids=['C H W', 'H W C'])
+@pytest.mark.parametrize('count', [1, 80], ids=['one step', 'many steps'])
+def test_numbers_that_nobody_tries_are_read_off_the_step(first, count, tmp_path):
+    "A mean and a deviation of one's own for each channel; shuffled weights before training as control"
+    images, labels = collection((8, 8, 3), 40), np.repeat([0, 1], 20)
+    P = torch.from_numpy(images[[*range(20, 26), *range(6)]] / 255.0)
+    X = (P - torch.tensor([0.11, 0.07, 0.19])) / torch.tensor([0.31, 0.27, 0.23])
+    X = X.permute(0, 3, 1, 2) if first else X
+    y = torch.tensor([1.0] * 6 + [-1.0] * 6)
+    net, before = mlp(192, width=80), mlp(192, width=80)
+    steps(tmp_path, net, X.reshape(12, -1), y, count)
+    o = KnownImages(data=str(own(tmp_path, images, labels)), n=12)
+    known = known_images(o, net, InputShape(192, None, True), before)
+    fit = known.fit
+    assert fit.verdict == 'other' and fit.option.startswith('--mean 0.11 0.07 0.19 --std 0.31 0.27 0.23')
+    assert ('--shape 3 8 8' in fit.option or known.takes.shape == (3, 8, 8)) == first
+    with torch.no_grad():
+        before[0].weight.copy_(before[0].weight.flip(0))
+    control = known_images(o, net, InputShape(192, None, True), before).fit
+    assert control.verdict != 'other' or '0.11' not in control.option
+
+
 @pytest.mark.parametrize('name', CONSTANTS)
 def test_usual_preprocessings_are_told_apart_by_one_step(name, tmp_path):
     "Stated as none of them, named as what it was"

@@ -7,12 +7,16 @@ __all__ = ['SmoothReLU', 'SurrogateReLU', 'is_relu', 'Polynomial', 'MLP', 'flat_
 
 # %% ../nbs/support/networks.ipynb #0f2a9910
 import math, re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
+from os.path import commonprefix
+from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
-from .checks import is_count, require, require_number, seeded
+from .checks import is_count, require, require_number, seeded, shown
 
 # %% ../nbs/support/networks.ipynb #1bb7bb7a
 def _softplus(z, b):
@@ -188,44 +192,180 @@ def is_homogeneous(
     return model.bias != 'all' and (power or act == SmoothReLU())
 
 # %% ../nbs/support/networks.ipynb #a44591b1
-def _natural(name): # 'fc10' after 'fc2'
-    return [(int(part), '') if part.isdigit() else (-1, part)
-            for part in re.split(r'(\d+)', name)]
+_OWN = ('load them into your own module (on the command line: --module pkg:factory)')
+
+class _Layer(NamedTuple):
+    name:str # in front of `.weight`; may be empty
+    W:Tensor # (outputs, inputs)
+    b:Tensor|None # (outputs,)
+    part:str # 'weight' or 'kernel', as the matrix is called
+
+    def __str__(self): return shown(f'{self.name}.{self.part}'.lstrip('.'))
 
 # %% ../nbs/support/networks.ipynb #ne000022
-def _dense_layers(weights):
-    "[(name, weight, bias or None)] in order; ValueError for anything else among the weights"
-    deep = [f'{name} {tuple(w.shape)}' for name, w in weights.items() if w.ndim > 2]
-    require(not deep, 'weights', f'<{", ".join(deep[:3])}>',
-            "those of dense layers; a convolution's have more than two dimensions",
-            'load them into your own module (on the command line: --module pkg:factory)')
-    names = sorted((name[:-6] for name, w in weights.items()
-                    if re.search(r'(^|\.)weight$', name) and w.ndim == 2), key=_natural)
-    known = {prefix + part for prefix in names for part in ('weight', 'bias')}
-    other = sorted(set(weights) - known, key=_natural)
-    require(bool(names and not other), 'weights', f'<{", ".join(other[:3]) or "none"}>',
-            'named like layers.0.weight (a matrix) and layers.0.bias',
-            'rename them, or load them into your own module (on the command line: '
-            '--module pkg:factory)')
-    return [(name + 'weight', weights[name + 'weight'], weights.get(name + 'bias'))
-            for name in names]
+def _split_name(name): # ('fc1', 'weight') of 'fc1.weight', as of 'fc1/weight:0'
+    layer, _, part = name.replace('/', '.').removesuffix(':0').rpartition('.')
+    return layer, part
 
-# %% ../nbs/support/networks.ipynb #8b59abc2
-def _check_chain(layers):
-    "ValueError unless every layer takes what the one before gives, all in one floating dtype"
-    for (before, V, _), (name, W, _) in zip(layers, layers[1:]):
-        require(W.shape[1] == len(V), name, tuple(W.shape),
-                f'(m, {len(V)}) after {before} {tuple(V.shape)}',
-                'check the order of the layers and their names')
-    for name, W, b in layers:
-        require(W.numel() > 0, name, tuple(W.shape), 'a matrix with entries', 'save it anew')
-        require(b is None or b.shape == (len(W),), f'bias of {name}',
-                b if b is None else tuple(b.shape), f'({len(W)},), one number per row',
-                'check the names')
-    dtypes = {p.dtype for _, W, b in layers for p in (W, b) if p is not None}
-    require(len(dtypes) == 1 and next(iter(dtypes)).is_floating_point, 'weights',
-            f'<{", ".join(sorted(map(str, dtypes)))}>', 'of one floating dtype',
+def _refuse_others(weights):
+    "ValueError naming the first that is no layer's matrix or bias"
+    deep = [f'{shown(name)} {tuple(w.shape)}' for name, w in weights.items() if w.ndim > 2]
+    require(not deep, 'weights', f'<{", ".join(deep[:3])}>',
+            "those of dense layers; a convolution's have more than two dimensions", _OWN)
+    require(len(weights) <= 4000, 'weights', f'<{len(weights):,} names>',
+            'those of a perceptron with fewer layers', _OWN)
+    of = {'weight': 2, 'kernel': 2, 'bias': 1}
+    matrices = {_split_name(name)[0] for name, w in weights.items()
+                if w.ndim == 2 and _split_name(name)[1] in of}
+    other = [name for name, w in weights.items() if of.get(_split_name(name)[1]) != w.ndim
+             or _split_name(name)[0] not in matrices or 'lora_' in name]
+    require(bool(weights and not other), 'weights',
+            f'<{", ".join(map(shown, other[:3])) or "none"}>',
+            'named like layers.0.weight (a matrix) and layers.0.bias (one number per row)',
+            f'rename them, or {_OWN}')
+
+# %% ../nbs/support/networks.ipynb #5e0a0002
+def _layers_of(weights):
+    "[_Layer], in the order of the dictionary; ValueError for a part that is there twice"
+    by_layer:dict = {}
+    for name, w in weights.items():
+        layer, part = _split_name(name)
+        kind = 'bias' if part == 'bias' else 'matrix'
+        twice = kind in by_layer.setdefault(layer, {})
+        require(not twice, 'weights', f'<{shown(name)}: twice>', 'of one layer each',
+                'save model.state_dict() alone')
+        by_layer[layer][kind] = w
+        if kind == 'matrix': by_layer[layer]['part'] = part
+    return [_Layer(name, of['matrix'], of.get('bias'), of['part'])
+            for name, of in by_layer.items()]
+
+# %% ../nbs/support/networks.ipynb #5e0a0004
+def _check_bias(layers):
+    "ValueError unless matrices have entries and their biases one number per row"
+    for of in layers:
+        require(of.W.numel() > 0, str(of), tuple(of.W.shape), 'a matrix with entries',
+                'save it anew')
+        turned = of.b is not None and of.b.shape == (of.W.shape[1],)
+        require(of.b is None or of.b.shape == (len(of.W),), f'bias of {of}',
+                of.b if of.b is None else tuple(of.b.shape),
+                f'({len(of.W)},), one number per row of {tuple(of.W.shape)}',
+                'transpose matrices that are stored (inputs, outputs)' if turned
+                else 'check the names')
+
+def _turned(layers):
+    "Kernels as matrices (outputs, inputs); ValueError where no shape says how they lie"
+    kernels = {of.part == 'kernel' for of in layers}
+    if kernels == {False}: return layers
+    lying = [of for of in layers if of.b is not None and of.W.shape[0] != of.W.shape[1]]
+    require(kernels == {True} and any(of.b.shape == (of.W.shape[1],) for of in lying),
+            'weights', f'<{layers[0]} {tuple(layers[0].W.shape)}>',
+            'certain to be stored (inputs, outputs), by one that is not square and has a bias',
+            f'save them as weights (outputs, inputs), or {_OWN}')
+    return [of._replace(W=of.W.T) for of in layers]
+
+# %% ../nbs/support/networks.ipynb #5e0a0007
+def _numbered(name): # ('layers.*.fc*', ((1, '2'), (2, '10'))) of 'layers.2.fc10'
+    parts = re.split('([0-9]+)', name)
+    numbers = tuple((len(n.lstrip('0')), n.lstrip('0')) for n in parts[1::2])
+    return '*'.join(parts[::2]), numbers
+
+def _queues(layers):
+    "Layers whose names differ in numbers only, in the order of those"
+    key = lambda of: _numbered(of.name)
+    return [list(of) for _, of in groupby(sorted(layers, key=key), lambda of: key(of)[0])]
+
+def _chains(layers):
+    return all(len(a.W) == b.W.shape[1] for a, b in pairwise(layers))
+
+# %% ../nbs/support/networks.ipynb #5e0a0009
+def _orders(queues, most=2, steps=20_000):
+    "Up to `most` orders in which shapes chain and every queue keeps its own; None: gave up"
+    layers = [of for queue in queues for of in queue]
+    first = (Counter(of.W.shape[1] for of in layers) - Counter(len(of.W) for of in layers))
+    if first.total() > 1: return [] # widths that nothing gives, and only one can be the input
+    left, order, found = [queue[::-1] for queue in queues], [], [] # type: list, list, list
+    def fits(W): return W.shape[1] == len(order[-1][1].W) if order else (
+        not first or W.shape[1] in first)
+    def fitting(): return [i for i, queue in enumerate(left) if queue and fits(queue[-1].W)]
+    todo = [fitting()]
+    for _ in range(max(steps//len(queues), 3*len(layers))):
+        if todo[-1]:
+            i = todo[-1].pop()
+            order.append((i, left[i].pop()))
+            todo.append(fitting())
+            continue
+        if not any(left): found.append([of for _, of in order])
+        if not order or len(found) == most: return found
+        todo.pop()
+        i, of = order.pop()
+        left[i].append(of)
+    return None
+
+# %% ../nbs/support/networks.ipynb #5e0a0012
+def _is_kept(names):
+    "Can this be torch's own order: not sorted by name, and each bias after its matrix?"
+    parts = list(map(_split_name, names))
+    return names != sorted(names) and all(
+        i and parts[i - 1][0] == layer for i, (layer, part) in enumerate(parts)
+        if part == 'bias')
+
+def _refuse_chain(layers):
+    "ValueError naming the first layer that does not take what the one before gives"
+    for a, b in pairwise(layers):
+        require(len(a.W) == b.W.shape[1], str(b), tuple(b.W.shape),
+                f'(m, {len(a.W)}) after {a} {tuple(a.W.shape)}',
+                f'check the order of the layers and their names, or {_OWN}')
+
+# %% ../nbs/support/networks.ipynb #5e0a0015
+def _lies(layers):
+    "Would these, in this order, be a chain if they were stored (inputs, outputs)?"
+    shown_by_bias = any(of.b is not None and len(of.W) != of.W.shape[1] for of in layers)
+    return not shown_by_bias and all(a.W.shape[1] == len(b.W) for a, b in pairwise(layers))
+
+def _in_order(layers, kept):
+    "The layers in the order that is certain; ValueError where none is"
+    queues = _queues(layers)
+    orders, place = _orders(queues), {of.name: i for i, of in enumerate(layers)}
+    if orders == []: _refuse_chain(layers if kept and not _chains(layers)
+                                   else [of for queue in queues for of in queue])
+    if kept and _chains(layers): # the file's own counts, unless numbers speak against it
+        agrees = all(place[a.name] < place[b.name] for queue in queues
+                     for a, b in pairwise(queue))
+        orders = [layers] if agrees else [layers, *(orders or [])]
+    elif kept and _lies(layers): orders = [layers, *(orders or [])]
+    texts = [shown(' -> '.join(map(str, order)), 200) for order in (orders or [])[:2]]
+    require(len(texts) == 1, 'weights',
+            f'<{" or ".join(texts) or "layers in any of very many orders"}>',
+            'in one order that the shapes, numbers in the names and the file agree on', _OWN)
+    return (orders or [layers])[0]
+
+# %% ../nbs/support/networks.ipynb #5e0a0018
+_COPY = re.compile(r'(^|[._])(ema|swa|teacher|target|averaged?|shadow)([._]|$)')
+
+def _refuse_several(layers):
+    "ValueError for two networks or parts with several layers each, and for averages beside"
+    words = [of.name.split('.') for of in layers]
+    same = len(commonprefix([name[:-1] for name in words]))
+    within = Counter(_numbered(name[same])[0] for name in words if len(name) > same + 1)
+    several = [start for start, n in within.items() if n > 1]
+    copies = [of.name for of in layers if _COPY.search(of.name)]
+    if not 0 < len(copies) < len(layers): copies = []
+    require(len(several) < 2 and not copies, 'weights',
+            f'<{", ".join(map(shown, copies[:1] or several[:2]))}: several networks or parts>',
+            'of one perceptron', f'save one of them alone, or {_OWN}')
+
+# %% ../nbs/support/networks.ipynb #5e0a0024
+def _widest(layers):
+    "The dtype that holds every number exactly; ValueError unless all are ordinary floats"
+    tensors = {str(of): of.W for of in layers} | {
+        f'bias of {of}': of.b for of in layers if of.b is not None}
+    exact = torch.float16, torch.bfloat16, torch.float32, torch.float64
+    other = [f'{name} {w.dtype}' for name, w in tensors.items() if w.dtype not in exact]
+    require(not other, 'weights', f'<{", ".join(other[:3])}>', 'floats of 16, 32 or 64 bits',
             'save model.float().state_dict()')
+    dtypes = {w.dtype for w in tensors.values()}
+    if len(dtypes) == 1: return dtypes.pop()
+    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 # %% ../nbs/support/networks.ipynb #ne000025
 def _bias_pattern(layers):
@@ -241,17 +381,23 @@ def _bias_pattern(layers):
 
 # %% ../nbs/support/networks.ipynb #58e5d96c
 def mlp_from_weights(
-    weights:dict, # name -> tensor, e.g. from `load_weights`
+    weights:dict, # name -> tensor, e.g. from `load_weights`; its order may count, see above
     activation=SmoothReLU() # not in the weights: exact ReLU unless you say otherwise
-)->MLP: # in the weights' dtype, on their device; ValueError unless dense layers that fit
-    "The perceptron with these weights; widths and biases inferred from names and shapes"
-    layers = _dense_layers(weights)
-    _check_chain(layers)
-    first = layers[0][1]
-    model = MLP([first.shape[1], *(len(W) for _, W, _ in layers)], activation,
-                _bias_pattern(layers), dtype=first.dtype, device=first.device)
+)->MLP: # on the weights' device, in the widest of their dtypes
+    """The perceptron with these weights; widths and biases inferred from names and shapes
+
+    ValueError unless they are dense layers that fit in one certain order."""
+    _refuse_others(weights)
+    layers = _turned(_layers_of(weights))
+    _refuse_several(layers)
+    dtype = _widest(layers)
+    _check_bias(layers)
+    layers = _in_order(layers, _is_kept(list(weights)))
+    model = MLP([layers[0].W.shape[1], *(len(of.W) for of in layers)], activation,
+                _bias_pattern([(str(of), of.W, of.b) for of in layers]), dtype=dtype,
+                device=layers[0].W.device)
     with torch.no_grad():
-        for layer, (_, W, b) in zip(model.layers, layers):
-            layer.weight.copy_(W)
-            if b is not None: layer.bias.copy_(b)
+        for layer, of in zip(model.layers, layers):
+            layer.weight.copy_(of.W)
+            if of.b is not None: layer.bias.copy_(of.b)
     return model

@@ -97,9 +97,17 @@ def _ridged(G, ridge):
     return G + torch.eye(len(G), dtype=G.dtype, device=G.device)*(ridge*G.diagonal().mean())
 
 # %% ../nbs/01_objectives.ipynb #b581a330
+def _factor(A):
+    "Cholesky factor of A, or of A with as little ridge as rounding makes necessary"
+    L, failed = torch.linalg.cholesky_ex(A)
+    for power in range(-8, 1): # relative to mean(diag A)
+        if not failed: break
+        L, failed = torch.linalg.cholesky_ex(_ridged(A, 10.**power))
+    return L if not failed else torch.linalg.cholesky(A) # LinAlgError: no kernel at all
+
 def _at_least(A, b, least):
     "argmin over lam >= least of lam . A lam - 2 lam . b, for A positive definite"
-    L = torch.linalg.cholesky(A)
+    L = _factor(A)
     shifted = torch.linalg.solve_triangular(L, (b - least*A.sum(1))[:, None], upper=False)
     above, _ = scipy.optimize.nnls(L.T.cpu().numpy(), shifted[:, 0].cpu().numpy())
     return least + torch.from_numpy(above)

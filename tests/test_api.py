@@ -30,8 +30,8 @@ MODULES = tuple(
     '''
     identifiability objectives splitting convergence experiments inversion peeling
     checks tables networks decomposition eigenvectors tangents penalties presets optimisers descent lanczos
-    tidy rules storage weights certificates training preprocessing data metrics settings records problems
-    runs search figures studies claims options answers fit given attacks commands cli
+    tidy rules storage checkpoints weights certificates training preprocessing data metrics settings records
+    problems runs search figures studies claims options answers fit given attacks commands cli
     '''.split()
 )  # the order of CONTRIBUTING.md
 SHAPE = re.compile(

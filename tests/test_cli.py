@@ -938,7 +938,8 @@ def a_step(tmp_path, widths, y, dtype=None, **of_the_network):
     from samplesplit_nb.networks import MLP
     from samplesplit_nb.weights import save_weights
 
-    net, X = MLP(widths, dtype=dtype or torch.float64, **of_the_network), load_data('faces', len(y)).X
+    net = MLP(widths, dtype=dtype or torch.float64, **of_the_network)
+    X = load_data('faces', len(y), mean='collection').X
     save_weights(tmp_path / 'init.safetensors', net)
     out = net(X.to(next(net.parameters())))
     loss = (

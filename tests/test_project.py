@@ -120,7 +120,8 @@ def test_layers_call_downwards_only():
     for lower, upper in (('runs', 'search'), ('search', 'studies'), ('studies', 'claims')):
         below[upper] = [*below[lower], lower, 'figures']
     below['experiments'] = [*below['claims'], 'claims']
-    below['weights'] = ['checks', 'networks', 'storage']
+    below['checkpoints'] = ['checks', 'storage']
+    below['weights'] = ['checks', 'networks', 'checkpoints']
     below['options'] = ['checks']
     below['answers'] = ['checks', 'storage']
     below['given'] = [*floor, 'problems', 'weights', 'fit']

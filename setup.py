@@ -22,7 +22,10 @@ setup(
     url=cfg["git_url"],
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     install_requires=shlex.split(cfg.get("requirements", "")),
-    extras_require={"dev": shlex.split(cfg.get("dev_requirements", ""))},
+    extras_require={
+        "dev": shlex.split(cfg.get("dev_requirements", "")),
+        "data": shlex.split(cfg.get("data_requirements", "")),  # downloads MNIST and CIFAR-10
+    },
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],

@@ -6,26 +6,28 @@
 __all__ = ['certify_file', 'reconstruct_file', 'invert_files', 'evaluate']
 
 # %% ../nbs/support/attacks.ipynb #attacks-imports
-import json, re, time
+import copy, json, re, time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 import numpy as np
 import torch
-from torch.nn import Module, Sequential, Unflatten
+from torch.nn import Linear, Module
 from .answers import Answer, begin, writable_folder
 from .certificates import WeightsCertificate, certify
 from .checks import pick_device, require, require_count, require_finite
+from .data import class_numbers
 from .descent import Reconstruction, ReconstructionError, Running
 from .figures import candidates_figure, matches_figure
 from .given import (
-    about_images, candidate_scores, images_given, images_mark, in_pixels, Known, known_images,
-    plain_images, preprocessing_told, targets, task_for, to_pictures, told_option)
-from .inversion import Inversion, invert_gradient
-from .metrics import score_table
+    Known, about_images, candidate_scores, images_given, images_mark, in_pixels, known_images,
+    plain_images, preprocessing_told, say_images, task_for, to_pictures, told_option)
+from .inversion import Inversion
+from .metrics import score_text
 from .networks import MLP, Polynomial, is_relu
 from .objectives import ReconstructionObjective
+from .perceptrons import LIKELY, activation_named, perceptron, perceptron_in
 from .options import (METHODS, CertifyOptions, EvaluateOptions, InvertOptions,
     ReconstructOptions, require_positive)
 from .preprocessing import Preprocessing
@@ -35,27 +37,46 @@ from .problems import (
 from .records import split_row, thin
 from .settings import OURS, Experiment, published
 from .splitting import Splitting, reconstruct
+from .steps import invert_step
 from .storage import Checkpoint, load_arrays, save_arrays, save_figure, save_json
-from .weights import InputShape, describe, input_shape, load_network
+from .validator import Prepared, prepared
+from .weights import PICTURES, InputShape, describe, input_shape, load_network
 
 # %% ../nbs/support/attacks.ipynb #c0330056
 def _outputs(model, takes):
     "How many numbers the network gives for one input"
     return model(next(model.parameters()).new_zeros(1, *takes.one)).shape[1]
 
+# %% ../nbs/support/attacks.ipynb #0a7a0002
+def _validated(o, model, step=False, double=False):
+    "(the module as an attack takes it, what was found); ValueError for one that is refused"
+    tried = not isinstance(model, MLP) and o.shape is not None and min(o.shape, default=0) > 0
+    return prepared(model, tuple(o.shape), step, double) if tried else Prepared(model, [])
+
+def _records(findings):
+    "Findings for a record, where there are any"
+    return dict(findings=[f.record() for f in findings]) if findings else {}
+
+def _on_rows(model, shape):
+    "A module on rows of numbers; its parameters keep their names"
+    model = copy.deepcopy(model)
+    model.register_forward_pre_hook(lambda m, args: (args[0].unflatten(1, shape),))
+    return model
+
 # %% ../nbs/support/attacks.ipynb #189aae83
 def _on_data(model, known, outputs):
-    "(network that takes rows, the images (n, d) as it takes them, their labels (n,))"
+    "(network that takes rows, images (n, d) as it takes them, labels (n,))"
     param, takes = next(model.parameters()), known.takes
-    net = model if takes.rows else Sequential(Unflatten(1, takes.shape), model)
-    return net, known.inputs.to(param), targets(known.data, outputs).to(param.device)
+    net = model if takes.rows else _on_rows(model, takes.shape)
+    return net, known.inputs.to(param), class_numbers(known.plain, outputs).to(param.device)
 
 # %% ../nbs/support/attacks.ipynb #attacks-fit
 def _say_fit(say, known):
     "Whether the network fits the images that are said to be its training data"
     if known is None: return
+    say_images(say, known.plain)
     if known.note: say(known.note)
-    say(f'data: {known.fit.sentence}')
+    say(f'fit: {known.fit.sentence}')
 
 def _fit_record(known): # of no images, or none that can be told apart: nothing
     return {} if known is None else dict(fit=known.fit.record())
@@ -69,22 +90,26 @@ def certify_file(
 )->Answer[WeightsCertificate]: # ValueError or FileNotFoundError, see `load_network`
     "What can be said about the training data in the weights of a file"
     o, say = begin(CertifyOptions, options, hear, settings)
-    require_count('n', o.n, 1, 'give the number of training samples')
+    require_count('n', o.n, 1, 'give the number of training samples', optional=True)
     require(o.degree is None or not o.module, 'degree', o.degree, 'left out with `module`',
             'leave out one of the two')
     power = None if o.degree is None else Polynomial.power(o.degree)
     model = load_network(o.weights, o.module, power, pick_device(o.device))
+    model, findings = _validated(o, model, double=True)
     takes, about = input_shape(model, o.shape), describe(model)
     say(f'network: {about}')
+    for f in findings: say(str(f))
     known = known_images(o, model, takes) if o.data else None
-    _say_fit(say, known)
     net, X, y = (model, None, None) if known is None else _on_data(
         model, known, _outputs(model, takes))
-    found = certify(net, X, y, n=o.n, degree=o.degree, homogeneous=about.homogeneous,
-                    d=takes.d)
+    _say_fit(say, known)
+    found = certify(net, X, y, n=20 if X is None and o.n is None else o.n, degree=o.degree,
+                    homogeneous=about.homogeneous, d=takes.d)
     say(str(found))
-    return say.answer(found, dict(command='certify', weights=str(o.weights),
-                                  network=about.record(), **_fit_record(known))
+    told = None if known is None else about_images(o, known.data)
+    return say.answer(found, dict(command='certify', weights=str(o.weights), data=told,
+                                  network=about.record(), **_records(findings),
+                                  **_fit_record(known))
                       | found.record())
 
 # %% ../nbs/support/attacks.ipynb #7b0b9f0c
@@ -128,6 +153,7 @@ def _before(o, model):
     "The network before training; ValueError unless its shapes are those of the model"
     param = next(model.parameters())
     init = load_network(o.init, o.module, device=param.device)
+    init, _ = _validated(o, init, step=True)
     require([p.shape for p in init.parameters()] == [p.shape for p in model.parameters()],
             'init', o.init, 'of the same shapes as the weights after it',
             'give the same network before training')
@@ -145,12 +171,14 @@ class _Prepared:
     objective:ReconstructionObjective
     start:Start
     splitting:Splitting|None
+    findings:list # of `ModuleFinding`
 
 # %% ../nbs/support/attacks.ipynb #c0330028
 def _prepare(o):
     "Networks, images and settings; ValueError for what does not go together"
     method = _method(o)
     model = load_network(o.weights, o.module, device=pick_device(o.device))
+    model, findings = _validated(o, model, step=method == 'ntk')
     takes = input_shape(model, o.shape)
     _check_attack(o, method, _outputs(model, takes))
     dtype = next(model.parameters()).dtype
@@ -161,9 +189,9 @@ def _prepare(o):
     e = replace(_settings(o, method, str(dtype).removeprefix('torch.')),
                 box='none' if box is None else 'pixels')
     shape = None if takes.rows else takes.shape
-    objective = make_objective(e, model, init, e.k, box or (), shape, o.chunk_size)
+    objective = make_objective(e, model, init, e.k, box, shape, o.chunk_size)
     return _Prepared(method, model, takes, data, e, objective, draw_start(e, objective, e.k),
-                     make_splitting(e) if e.splits and not o.no_split else None)
+                     make_splitting(e) if e.splits and not o.no_split else None, findings)
 
 # %% ../nbs/support/attacks.ipynb #c4d75d72
 def _way(o, takes, known):
@@ -210,8 +238,11 @@ def _save_found(o, out, takes, known, arrays, record, say):
     takes = takes if known is None else known.takes
     about = {} if known is None or not len(arrays['x']) else dict(
         data=about_images(o, known.data), **_fit_record(known))
+    about['selection'] = dict(n=o.n, data_seed=o.data_seed, gray=o.gray,
+                              size=None if o.size is None else list(o.size))
     about['preprocessing'] = about.get('data', {}).get('preprocessing') or told_option(o)
     save_arrays(out/'reconstruction.npz', **arrays, **_kept(o, takes, known, about))
+    del about['selection'] # is in `data`
     record |= about | _scores(o, known, arrays['x'])
     drawn = _pictures(o, out, takes, known, arrays)
     save_json(out/'reconstruction.json', record)
@@ -228,6 +259,7 @@ def _attack_record(o, ready, found):
     return dict(
         command='reconstruct', weights=str(o.weights), init=o.init, method=ready.method,
         preset=o.preset, network=describe(ready.model).record(), seed=o.seed,
+        **_records(ready.findings),
         settings=dict(k=e.k, steps=e.steps, lr=e.lr, chunk_size=o.chunk_size,
                       lr_multipliers=make_descent(e, e.k).lr_multipliers, rule=rule,
                       split_every=e.period),
@@ -265,11 +297,12 @@ def _descend(o, out, ready, say):
             f'was found before is in {out/"reconstruction.npz"}', failed.last) from failed
 
 # %% ../nbs/support/attacks.ipynb #c7114442
-def _say_network(say, model, module):
+def _say_network(say, model, module, known='', other='--module names any other'):
     "The first lines of an attack; the network's `Description`"
     about = describe(model)
     say(f'network: {about}')
-    if not module: say('activation: ReLU, assumed; --module names any other')
+    if known: say(f'activation: {known}')
+    elif not module: say(f'activation: ReLU, assumed; {other}')
     return about
 
 # %% ../nbs/support/attacks.ipynb #c0330031
@@ -282,6 +315,7 @@ def reconstruct_file(
     o, say = begin(ReconstructOptions, options, hear, settings)
     out, ready = writable_folder(o.out), _prepare(o)
     about, e = _say_network(say, ready.model, o.module), ready.experiment
+    for f in ready.findings: say(str(f))
     _say_fit(say, ready.data)
     if ready.method != 'ntk' and about.homogeneous is False: say(
         'note: with a bias after the first layer the network is not homogeneous, and the KKT '
@@ -293,42 +327,85 @@ def reconstruct_file(
         f'{found.history.loss[-1]:.1e}')
     for s in found.splits: say(f'  step {s.step}: {s.result}')
     record = _save_attack(o, out, ready, found, say)
-    if 'scores' in record: say.exactly(score_table(record['scores']))
+    if 'scores' in record: say.exactly(score_text(record['scores']))
     return say.answer(found, record)
 
 # %% ../nbs/support/attacks.ipynb #add0f4a4
+def _activated(model, names):
+    "A perceptron from a file with the activations of that name, or those names"
+    f, hidden = [activation_named(name) for name in names.split(',')], len(model.layers) - 1
+    require(len(f) in (1, hidden), 'activation', repr(names), f'one name, or {hidden}',
+            'as many as there are hidden layers')
+    return perceptron([(layer.weight, layer.bias) for layer in model.layers],
+                      f*hidden if len(f) == 1 else f)
+
+@dataclass(frozen=True)
+class _Pair:
+    "What is inverted: two perceptrons, and what they are made from"
+    model:Module # as it is in the file
+    before:MLP
+    after:MLP
+    inputs:Callable # from what the first layer takes to what the model takes
+    takes:InputShape
+    data:Known|None
+
+def _pair(o, model, init, takes):
+    "(before, after, inputs) as perceptrons; ValueError for a module that is none"
+    if not isinstance(model, MLP):
+        found = [perceptron_in(v, takes.one) for v in (init, model)]
+        return found[0].network, found[1].network, found[0].inputs
+    if o.activation: init, model = (_activated(v, o.activation) for v in (init, model))
+    return init, model, lambda x: x
+
+def _takes(model, shape):
+    "`input_shape`; a module without one is given what its first dense layer takes, as rows"
+    first = next((m for m in model.modules() if isinstance(m, Linear)), None)
+    if shape is not None or isinstance(model, MLP) or first is None:
+        return input_shape(model, shape)
+    d = input_shape(model, (first.in_features,)).d
+    return InputShape(d, PICTURES.get(d), rows=True)
+
+# %% ../nbs/support/attacks.ipynb #add0f4a6
 def _ready_to_invert(o):
-    "(the network after and before, what it takes, the images); mistakes show here"
+    "The networks before and after, and the images; mistakes show here"
     require(o.init is not None, 'init', None,
             'the weights before training: what is read is the step from them',
             'give `init` FILE; the method kkt of `samplesplit reconstruct` needs none')
+    require(o.activation is None or not o.module, 'activation', o.activation,
+            'left out with `module`, which has its own', 'leave out one of the two')
     require_positive(o, 'samples', 'directions', 'rounds')
     model = load_network(o.weights, o.module, device=pick_device(o.device))
-    require(isinstance(model, MLP), 'module', o.module,
-            'a function that returns an MLP of samplesplit_nb.networks',
-            '`samplesplit reconstruct` takes any module')
-    init, takes = _before(o, model), input_shape(model, o.shape)
+    init, takes = _before(o, model), _takes(model, o.shape)
+    before, after, inputs = _pair(o, model, init, takes)
     data = known_images(o, model, takes, init) if o.data else None
-    return model, init, takes, data
+    return _Pair(model, before, after, inputs, takes, data)
 
 # %% ../nbs/support/attacks.ipynb #c0330038
-def _inversion(o, model, init):
-    "What `invert_gradient` says of the step between two networks"
-    step = [q.double() - p.double() for p, q in zip(init.parameters(), model.parameters())]
-    try: return invert_gradient(init, step, samples=o.samples, directions=o.directions,
-                                rounds=o.rounds, seed=o.seed)
-    except ValueError as e: # the step from an unrelated network has no end of its rank either
-        if 'samples=None' not in str(e): raise
-        raise ValueError(f'{e}, and check that `init` is this network before training') from e
+def _inversion(o, ready):
+    "What `invert_step` says of the step between two networks, in the module's inputs"
+    answer = invert_step(ready.before, ready.after, samples=o.samples, directions=o.directions,
+                         rounds=o.rounds, seed=o.seed, others=() if o.module else LIKELY)
+    found = answer.found
+    return replace(answer, found=replace(found, X=ready.inputs(found.X)))
+
+# %% ../nbs/support/attacks.ipynb #c0330060
+def _functions(network):
+    "The activations of a perceptron by name, once if they are all the same"
+    every = getattr(network, 'activations', (network.activation,))
+    names = ['relu' if is_relu(f) else getattr(f, 'name', type(f).__name__) for f in every]
+    return names[0] if len(set(names)) == 1 else ', '.join(names)
 
 # %% ../nbs/support/attacks.ipynb #c033005b
-def _inversion_record(o, model, found, seconds):
+def _inversion_record(o, ready, answer, seconds):
     "The result in numbers, and its arrays"
+    found = answer.found
     c = found.multipliers.cpu()
     record = dict(
         command='invert', weights=str(o.weights), init=o.init,
-        network=describe(model).record(), seed=o.seed,
-        settings=dict(samples=o.samples, directions=o.directions, rounds=o.rounds),
+        network=describe(ready.model).record(), seed=o.seed,
+        settings=dict(samples=o.samples, directions=o.directions, rounds=o.rounds,
+                      activation=_functions(ready.before)),
+        decay=list(answer.factors), notes=list(answer.notes),
         sentence=found.sentence, found=len(found.X), counted=found.samples,
         complete=found.complete, remainder=found.remainder, seconds=round(seconds, 2))
     arrays = dict(x=found.X.cpu(), lam=c[:, 0] if c.shape[1] == 1 else c,
@@ -345,18 +422,20 @@ def invert_files(
     "Read training data off the step between the weights in two files, and save what is found"
     o, say = begin(InvertOptions, options, hear, settings)
     out = writable_folder(o.out)
-    model, init, takes, data = _ready_to_invert(o)
-    _say_network(say, model, o.module)
-    _say_fit(say, data)
+    ready = _ready_to_invert(o)
+    _say_network(say, ready.model, o.module, _functions(ready.before)*bool(
+        o.activation or o.module), '--activation names any other')
+    _say_fit(say, ready.data)
     start = time.perf_counter()
-    found = _inversion(o, model, init)
-    seconds = time.perf_counter() - start
+    answer = _inversion(o, ready)
+    found, seconds = answer.found, time.perf_counter() - start
     say(f'result: {found.sentence}\n{len(found.X)} found, {found.samples} '
         f'{"given" if o.samples else "counted"}; {found.remainder:.1e} of the step is left; '
         f'{seconds:.2g} seconds')
-    record, arrays = _inversion_record(o, model, found, seconds)
-    record = _save_found(o, out, takes, data, arrays, record, say)
-    if 'scores' in record: say.exactly(score_table(record['scores']))
+    for note in answer.notes: say(f'note: {note}')
+    record, arrays = _inversion_record(o, ready, answer, seconds)
+    record = _save_found(o, out, ready.takes, ready.data, arrays, record, say)
+    if 'scores' in record: say.exactly(score_text(record['scores']))
     return say.answer(found, record)
 
 # %% ../nbs/support/attacks.ipynb #0f35ee5a
@@ -383,14 +462,19 @@ def _candidates(arrays, order=None):
             for k, x in found.items()}
 
 # %% ../nbs/support/attacks.ipynb #attacks-told
+def _numbers(selection): # whole numbers, or lists of them
+    return all(isinstance(w, int|None) for v in selection.values()
+               for w in (v if isinstance(v, list) else [v]))
+
 def _told(path, arrays):
     "(what a file says in words, its `Preprocessing` or None); ValueError for a damaged one"
     bad, about, way = '', {}, None # type: str, dict, Any
     d = next(v.shape[1] for k, v in arrays.items() if k == 'x' or k.startswith('x_'))
     try:
         if 'about' in arrays: about = dict(json.loads(str(arrays['about'])))
-        parts = [about.get(name) or {} for name in ('data', 'fit')]
-        if not all(isinstance(part, dict) for part in parts): bad = 'about'
+        parts = [about.get(name) or {} for name in ('data', 'fit', 'selection')]
+        if not (all(isinstance(part, dict) for part in parts) and _numbers(parts[2])):
+            bad = 'about'
         if 'mean' in arrays:
             mean = torch.from_numpy(arrays['mean']).double()
             std = torch.from_numpy(arrays.get('std', np.ones(d))).double()
@@ -408,14 +492,15 @@ def _told(path, arrays):
 # %% ../nbs/support/attacks.ipynb #attacks-as-told
 def _as_told(o, about, way=None):
     "The options, with what the file says where they say nothing"
-    data, option = about.get('data') or {}, str(about.get('preprocessing', ''))
+    chosen, option = about.get('selection') or {}, str(about.get('preprocessing', ''))
     said = re.fullmatch(r'--mean (.+) --std (.+)', option)
     if said and _silent(o): o = replace(o, mean=said[1], std=said[2])
     lost = way is None and option.startswith('--preprocess') # there is no formula of it
     require(not (lost and _silent(o)), 'preprocess', None,
             f'given, for the attack was told {option}', 'nothing that a file names is run')
-    return replace(o, n=data.get('n', 20) if o.n is None else o.n,
-                   data_seed=data.get('data_seed') if o.data_seed is None else o.data_seed)
+    return replace(o, gray=o.gray or chosen.get('gray') is True, **{
+        name: chosen.get(name) if getattr(o, name) is None else getattr(o, name)
+        for name in ('n', 'data_seed', 'size')})
 
 def _silent(o): # about the preprocessing
     return (o.mean, o.std, o.preprocess) == (None,)*3
@@ -443,7 +528,7 @@ def _notes(o, about, data, restated):
 def _check_size(o, way, data, named):
     "ValueError unless candidates and images have as many numbers"
     d, own = next(iter(named.values())).shape[1], (
-        way(data.rows(data.X)) if data.preprocessing.invertible else data.X).shape[1]
+        way(data.to_pixels(data.X)) if data.preprocessing.invertible else data.X).shape[1]
     require(d == own, 'data', o.data, f'of {d} numbers an image, which the network takes; '
             f'this has {own}', 'name the data that it was trained on')
 
@@ -465,14 +550,15 @@ def evaluate(
     if restated or way is None: way = data.preprocessing
     named = _candidates(arrays, order if way.order is None else way.order)
     _check_size(o, way, data, named)
+    say_images(say, data)
     notes = list(_notes(o, about, data, restated))
     for note in notes: say(note)
     record = dict(command='evaluate', reconstruction=str(o.reconstruction),
                   data=about_images(o, data) | dict(preprocessing=way.option), notes=notes)
     fit = {} if notes else about.get('fit') or {}
     if fit.get('verdict') in ('other', 'none'):
-        say(f"data: {fit['sentence']}\nno scores: they would say nothing of the attack")
+        say(f"fit: {fit['sentence']}\nno scores: they would say nothing of the attack")
         return say.answer([], record | dict(fit=fit))
     rows = candidate_scores(o, plain_images(o, task), named, way)
-    say.exactly(score_table(rows))
+    say.exactly(score_text(rows))
     return say.answer(rows, record | dict(scores=rows))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Finding', 'Homogeneity', 'homogeneity', 'Counting', 'counting', 'RankCondition', 'rank_condition', 'checked_samples',
            'sample_margins', 'Margins', 'margins', 'KKTStationarity', 'kkt_stationarity', 'Pinned', 'pin_to_kinks',
-           'minimised', 'ClarkeStationarity', 'clarke_stationarity', 'Stationarity', 'stationarity',
-           'WeightsCertificate', 'certify']
+           'minimised', 'ClarkeStationarity', 'clarke_stationarity', 'TensorPart', 'tensor_parts', 'Stationarity',
+           'stationarity', 'WeightsCertificate', 'certify']
 
 # %% ../nbs/support/certificates.ipynb #ce000003
 import copy, math
@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.func import functional_call, grad, jvp
 from .checks import require, require_count, require_finite, require_number
 from .identifiability import interpolation_rank
-from .networks import MLP, SmoothReLU, flat_parameters, is_homogeneous
+from .networks import (
+    MLP, SmoothReLU, flat_parameters, frozen_parameters, is_homogeneous, trained_parameters)
 from .tangents import ModuleTangent, gram, tangent_features
 
 # %% ../nbs/support/certificates.ipynb #ce000006
@@ -59,7 +60,7 @@ def homogeneity(
 @dataclass(frozen=True)
 class Counting(Finding):
     "As many equations as weights, against the unknowns of n samples"
-    equations:int # weights of the network
+    equations:int # trained weights of the network
     unknowns:int # numbers and multipliers of n samples
     n:int # samples
     most_samples:int # so many at most can be determined
@@ -222,7 +223,7 @@ def _margin_gram_mlp(model, X, y):
 @torch.no_grad()
 def _margin_gram(model, X, y, memory=5e8):
     "G of any module from its gradients, at most so many bytes in each of two blocks"
-    block = max(1, int(memory/8/sum(p.numel() for p in model.parameters())))
+    block = max(1, int(memory/8/sum(p.numel() for p in trained_parameters(model).values())))
     tangent = ModuleTangent(model, X.shape[1:], block=block)
     return tangent.gram(tangent.features(X, _margin_cotangent(tangent.logits(X), y)))
 
@@ -239,7 +240,7 @@ def _best_multipliers(G, c, square):
 
 # %% ../nbs/support/certificates.ipynb #ce000037
 class KKTStationarity(NamedTuple):
-    "How far a network is from equation (1), and the best multipliers"
+    "How far a network is from equation (1) in the trained weights, and the best multipliers"
     residual:float # |theta - sum_i lam_i grad m_i| / |theta|
     multipliers:Tensor # (n,) lam >= 0, float64
 
@@ -257,12 +258,13 @@ def kkt_stationarity(
     y:Tensor # (n,) labels -1 / +1, or with several outputs classes 0, 1, ...
 )->KKTStationarity: # unpacks as (residual, multipliers); ValueError for bad input
     "How far from equation (1), with slopes 0 or 1; in float64, exact down to about 1e-7"
-    model = copy.deepcopy(model).double().requires_grad_(False)
+    model = copy.deepcopy(model).double()
     X, y = checked_samples(model, X, y)
-    theta = dict(model.named_parameters())
+    theta = {name: p.detach() for name, p in trained_parameters(model).items()}
     out = lambda q: sample_margins(functional_call(model, q, (X,)), y)
-    c = jvp(out, (theta,), (theta,))[1]
-    G = (_margin_gram_mlp if type(model) is MLP else _margin_gram)(model, X, y)
+    with torch.no_grad(): c = jvp(out, (theta,), (theta,))[1]
+    plain = type(model) is MLP and not frozen_parameters(model)
+    G = (_margin_gram_mlp if plain else _margin_gram)(model, X, y)
     require_finite('model', G, 'retrain with a smaller step')
     return KKTStationarity(*_best_multipliers(G, c, _squared_norm(theta.values())))
 
@@ -353,7 +355,6 @@ def pin_to_kinks(
     before, after = flat_parameters(model).double(), flat_parameters(pinned)
     return Pinned(pinned, ((after - before).norm()/before.norm()).item())
 
-# %% ../nbs/support/certificates.ipynb #ce000046
 def _pin_layer(layer, h, tol):
     "Move a layer's neurons onto their kinks at the inputs h"
     rows, inputs = _affine(layer, h)
@@ -471,6 +472,41 @@ def clarke_stationarity(
     r, lam = _best_multipliers(G, c, square)
     return ClarkeStationarity(r, lam.new_zeros(len(X)).index_add(0, who, lam), slopes)
 
+# %% ../nbs/support/certificates.ipynb #ce0000b4
+class TensorPart(NamedTuple):
+    "One tensor of the trained weights, and what the best multipliers leave of it"
+    name:str # as `named_parameters` has it
+    share:float # of |theta|^2
+    unexplained:float # |theta_l - sum_i lam_i g_l| / |theta_l|; 0 for a tensor of zeros
+
+def tensor_parts(
+    model:torch.nn.Module, # outputs (n, 1), or (n, classes)
+    X:Tensor, y:Tensor, # (n, d) samples and (n,) labels, as for `kkt_stationarity`
+    multipliers:Tensor # (n,) lam, as `kkt_stationarity` finds them
+)->list: # of `TensorPart`; ValueError for samples or labels that do not fit
+    "Where |theta|^2 lies, and where what is left unexplained lies"
+    model = copy.deepcopy(model).double()
+    X, y = checked_samples(model, X, y)
+    theta = {name: p.requires_grad_() for name, p in trained_parameters(model).items()}
+    with torch.enable_grad(): sums = multipliers @ sample_margins(model(X), y)
+    explained = torch.autograd.grad(sums, [*theta.values()], materialize_grads=True)
+    left = [(p.detach() - g).norm().item() for p, g in zip(theta.values(), explained)]
+    size = [p.detach().norm().item() for p in theta.values()]
+    return [TensorPart(name, s**2/sum(v**2 for v in size), l/s if s else 0.)
+            for name, s, l in zip(theta, size, left)]
+
+# %% ../nbs/support/certificates.ipynb #ce0000b6
+def _parts_text(parts, most=8):
+    "The largest tensors in a sentence, and which of them is the rest"
+    order = sorted(parts, key=lambda p: -p.share)
+    named = [f'{p.name} {p.share:.1%}, {p.unexplained:.2f}' for p in order[:most]]
+    if len(order) > most: named.append(f'{len(order) - most} smaller')
+    first, *rest = order
+    apart = sum(p.share*p.unexplained**2 for p in rest) < .25*sum(p.share for p in rest)
+    if first.share > .5 and first.unexplained > .9 and apart: named.append(
+        f'most of |theta| is {first.name}, which the samples do not explain')
+    return f'share of |theta|^2 and part left unexplained, by tensor: {"; ".join(named)}'
+
 # %% ../nbs/support/certificates.ipynb #ce000057
 @dataclass(frozen=True)
 class Stationarity(Finding):
@@ -479,18 +515,21 @@ class Stationarity(Finding):
     active:int # samples with a multiplier above 1e-6 of the largest
     clarke:float|None=None # equation (2), on the kinks; None: no homogeneous ReLU perceptron
     moved:float|None=None # |change| / |theta| on the way onto the kinks
+    tensors:tuple=() # of `TensorPart`
 
     def record(self)->dict:
         beyond = {} if self.clarke is None else dict(clarke=self.clarke, moved=self.moved)
-        return dict(residual=self.residual, active=self.active) | beyond
+        return (dict(residual=self.residual, active=self.active) | beyond
+                | dict(tensors=[p._asdict() for p in self.tensors]))
 
     def __str__(self):
+        parts = f'\n{_parts_text(self.tensors)}' if len(self.tensors) > 1 else ''
         text = (f'KKT residual: {self.residual:.3f} of |theta| is left unexplained by the '
                 'best multipliers (0: stationary, 1: nothing explained); '
                 f'{self.active} samples carry one')
-        return text if self.clarke is None else text + (
-            f"; {self.clarke:.3f} in Clarke's sense, after moving the weights by "
-            f'{self.moved:.0e} of themselves onto their kinks')
+        return text + parts if self.clarke is None else (
+            f"{text}; {self.clarke:.3f} in Clarke's sense, after moving the weights by "
+            f'{self.moved:.0e} of themselves onto their kinks{parts}')
 
 # %% ../nbs/support/certificates.ipynb #ce000058
 def stationarity(
@@ -502,10 +541,12 @@ def stationarity(
     "How nearly theta is a non-negative combination of the samples' gradients"
     r, lam = kkt_stationarity(model, X, y)
     active = int((lam > 1e-6*lam.max()).sum()) if r < 1 else 0
+    parts = tuple(tensor_parts(model, X, y, lam))
     if not (isinstance(model, MLP) and model.activation == SmoothReLU()
-            and homogeneity(model, homogeneous).holds): return Stationarity(r, active)
+            and not frozen_parameters(model) and homogeneity(model, homogeneous).holds):
+        return Stationarity(r, active, tensors=parts)
     pinned, moved = pin_to_kinks(model, X, y if model.widths[-1] > 1 else None)
-    return Stationarity(r, active, clarke_stationarity(pinned, X, y)[0], moved)
+    return Stationarity(r, active, clarke_stationarity(pinned, X, y)[0], moved, parts)
 
 # %% ../nbs/support/certificates.ipynb #ce000062
 @dataclass(frozen=True)
@@ -540,7 +581,6 @@ def _sizes(model, X, y, n, d):
             'give the numbers in a sample')
     return n, d
 
-# %% ../nbs/support/certificates.ipynb #ce000063
 def certify(
     model:torch.nn.Module, # takes (n, d), gives (n, 1) or (n, classes)
     X:Tensor|None=None, # (n, d) training samples; None: without the parts that need them
@@ -552,7 +592,7 @@ def certify(
 )->WeightsCertificate: # ValueError for what does not fit together, or is missing
     "What can be said of the training data in these weights, before any attack"
     n, d = _sizes(model, X, y, n, d)
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = sum(p.numel() for p in trained_parameters(model).values())
     alone = (homogeneity(model, homogeneous), counting(parameters, d, n),
              None if degree is None else rank_condition(model, degree))
     if X is None or y is None: return WeightsCertificate(*alone)

@@ -18,7 +18,8 @@ from .claims import (
     FIGURES, LEAST_SEEDS, Verdict, findings, improvement, interval_text, panels, paper_figure)
 from .experiments import save_result
 from .figures import WORDS
-from .given import about_images, images_given, stated_options, task_of
+from .given import (
+    about_images, images_given, say_images, stated_options, task_of)
 from .options import (
     DemoOptions, FigureOptions, StudyOptions, TrainOptions, require_positive)
 from .problems import ATTACKS, Trained, train
@@ -54,16 +55,19 @@ def demo(
     return say.answer(result, result.record.data)
 
 # %% ../nbs/support/commands.ipynb #c0330055
-def _victim(o):
-    "The network to train, as an `Experiment`"
+def _victim(o, data):
+    "The network to train, as an `Experiment`; ValueError where its training needs two classes"
     require_positive(o, 'width', 'steps')
     ntk, own, mean = o.method == 'ntk', OURS[o.method], stated_options(o)[0]
-    if not isinstance(mean, str): mean = 'training' # the images are made elsewhere
+    if not isinstance(mean, str): mean = 'training' # the images are made already
     require(not ntk or o.steps is None, 'steps', o.steps, 'left out for ntk',
             'that training is one exact solve')
+    require(len(data.X) > 1 and (ntk or len(data.y.unique()) > 1), 'data', o.data, 'of two '
+            f'images at least, for kkt and multiclass of two classes; it has {len(data.X)} of '
+            f'{len(data.y.unique())}', 'add images, or use `method` ntk for one class')
     return Experiment(**own | dict(
-        data=o.data, n=o.n, data_seed=o.data_seed, mean=mean, seed=o.seed, device=o.device,
-        width=o.width or (500 if ntk else 1000),
+        data=o.data, n=len(data.X), data_seed=o.data_seed, mean=mean, seed=o.seed,
+        device=o.device, width=o.width or (500 if ntk else 1000),
         training_steps=0 if ntk else o.steps or own['training_steps']))
 
 # %% ../nbs/support/commands.ipynb #c033001c
@@ -84,9 +88,10 @@ def train_victim(
 )->Answer[Trained]: # ValueError for impossible options
     "Train a network to attack, say how well, and save it"
     o, say = begin(TrainOptions, options, hear, settings)
-    e = _victim(o)
-    out, device = writable_folder(o.out), pick_device(o.device)
     data = images_given(o, task_of(ATTACKS[o.method].classes))
+    e = _victim(o, data)
+    out, device = writable_folder(o.out), pick_device(o.device)
+    say_images(say, data)
     say(f'Training on {len(data.X)} images of {o.data}, {data.X.shape[1]} numbers each.')
     try: trained = train(e, data, device, progress=True)
     except ValueError as failed:
@@ -117,7 +122,8 @@ def _study(name, o):
 # %% ../nbs/support/commands.ipynb #c033005d
 def _records(study, label, o, say):
     "The saved results of one experiment; what is missing is run, if it may"
-    try: return study.records(label, o.results, run_missing=False)
+    try: return study.records(label, o.results, run_missing=False,
+                              cache=None if o.no_run else o.cache) # what a kill left goes
     except MissingResult:
         if o.no_run: raise
     writable_folder(study.path(label, study.seeds[0], o.results).parent, 'results')
@@ -153,7 +159,8 @@ def _findings_text(rows):
 # %% ../nbs/support/commands.ipynb #c0330045
 def _drawn(o, say):
     "The figure, after running what is missing, and the folder for it"
-    draw = partial(paper_figure, o.number, o.scale, o.results, run_missing=False)
+    draw = partial(paper_figure, o.number, o.scale, o.results, run_missing=False,
+                   cache=None if o.no_run else o.cache) # what a kill left there goes
     try: return draw(), writable_folder(o.out)
     except MissingResult:
         if o.no_run: raise

@@ -114,23 +114,24 @@ def _draw_cell(ax, image, column, top, below, score):
               cmap='gray', vmin=0, vmax=1, interpolation='nearest')
     if below:
         ax.text(column + .5, top - tall - .1*score, below, ha='center', va='top',
-                fontsize=_SMALL)
+                fontsize=_SMALL, parse_math=False)
     return top - tall - .06 - score*bool(below)
 
 # %% ../nbs/support/figures.ipynb #f16a000f
 def _draw_block(ax, rows, samples, top, columns, score, form):
     "Some samples of all rows, downwards from `top`, centred; returns the lower end"
     left = (columns - len(samples))/2
+    shown = lambda s: s if isinstance(s, str) else form.format(s)
     for label, images, scores in rows:
         ends = [_draw_cell(ax, images[i], left + j, top, '' if scores is None else
-                           form.format(scores[i]), score) for j, i in enumerate(samples)]
+                           shown(scores[i]), score) for j, i in enumerate(samples)]
         ax.text(left - .1, top - .47, label, ha='right', va='center')
         top = min(ends)
     return top
 
 # %% ../nbs/support/figures.ipynb #743e5792
 def image_grid(
-    rows:list, # of (label, images (c, height, width[, 3]), scores (c,) or None)
+    rows:list, # of (label, images (c, height, width[, 3]), scores or words (c,), or None)
     title:str='', # above all
     columns:int=10, # images per line; further samples go to further blocks of rows
     fig=None, # figure or part of one to draw on; None: a new one, as wide as needed
@@ -172,15 +173,21 @@ def candidates_figure(
         caption='each stretched to its own range; the size of its multiplier below')
 
 # %% ../nbs/support/figures.ipynb #f16a0015
+def _short(name):
+    "The end of a file's name, as far as there is room below an image and letters in the font"
+    name = ''.join(c if c.isprintable() and ord(c) < 0x250 else '?' for c in name)
+    return name if len(name) <= 14 else f'...{name[-11:]}'
+
 def matches_figure(
     rows:Tensor, # (k, d) candidates
-    data, # `ImageData` with training images X (n, d)
+    data, # `ImageData` with training images X (n, d), and their `files`
     most:int=30 # images, at most
 )->Figure:
     "Training images above their nearest candidates, the best first"
     score, which = nearest_l2(data.X, rows)
     order = score.argsort()[:most]
-    return image_grid([('training', data.pixels(data.X[order]), None),
+    names = [_short(data.files[i]) for i in order] if data.files else None
+    return image_grid([('training', data.pixels(data.X[order]), names),
                        ('nearest', data.pixels(rows[which[order]]), score[order].tolist())],
                       'Training images and the candidates nearest to them',
                       caption='L2 distance below, best first')

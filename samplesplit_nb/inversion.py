@@ -15,7 +15,8 @@ from .checks import (
     require, require_count, require_finite, require_number, seeded)
 from .decomposition import decompose, require_degree, row_basis
 from .identifiability import Recovery, require_network
-from .networks import MLP
+from .networks import MLP, frozen_parameters
+from .perceptrons import Elementwise
 
 # %% ../nbs/beyond/inversion.ipynb #14be0007
 def _require_step(a0, W0, dW):
@@ -79,19 +80,31 @@ def _end(G):
 def _with_one(h, bias): # a last entry of 1 where the next layer has a bias
     return torch.cat([h, h.new_ones(len(h), 1)], 1) if bias else h
 
+def _activations(network):
+    "One for each hidden layer, each with a slope"
+    every = getattr(network, 'activations',
+                    (network.activation,)*(len(network.layers) - 1))
+    return [f if hasattr(f, 'slope') else Elementwise(f) for f in every]
+
+def _in_float64(network): # [(weight, bias)], zeros for a bias that is not there
+    weights = [layer.weight.detach().double() for layer in network.layers]
+    return [(w, w.new_zeros(len(w)) if layer.bias is None else layer.bias.detach().double())
+            for w, layer in zip(weights, network.layers)]
+
+# %% ../nbs/beyond/inversion.ipynb #d4793b78
 class _FirstLayers:
     "The first two layers of a perceptron in float64, on inputs with a last entry of 1"
     def __init__(self, network):
-        self.activation = network.activation
-        self.bias = network.layers[1].bias is not None
-        weights = [layer.weight.detach().double() for layer in network.layers]
-        biases = [w.new_zeros(len(w)) if layer.bias is None else layer.bias.detach().double()
-                  for w, layer in zip(weights, network.layers)]
-        self.W = torch.cat([weights[0], biases[0][:, None]], 1) # (m, d+1)
-        self.deeper = list(zip(weights, biases))[1:]
+        self.activations, self.bias = _activations(network), network.layers[1].bias is not None
+        (W, b), *self.deeper = _in_float64(network)
+        self.W = torch.cat([W, b[:, None]], 1) # (m, d+1)
+        self.sizes = f'hidden layers of {len(W)} and {len(self.deeper[0][0])} neurons'
 
     def hidden(self, z): # (k, m+1), or (k, m) without a bias in the second layer
-        return _with_one(self.activation(z), self.bias)
+        return _with_one(self.activations[0](z), self.bias)
+    def slope(self, z): return self.activations[0].slope(z) # its derivative (k, m)
+    def inputs(self, x): return x, self.hidden(x @ self.W.T) # of the layers, from x (k, d+1)
+    def signals(self, x): return _signals(self, x @ self.W.T) # see below
 
     def parts(self, gradient): # [(m, d+1), (m_2, m+1)]
         "The gradients of the first two layers, that of the bias as a last column"
@@ -114,10 +127,10 @@ def _factors(G, r):
 # %% ../nbs/beyond/inversion.ipynb #14be000f
 def _signals(layers, z): # (k, outputs, m), (k, outputs, m_2) from z (k, m)
     "Derivatives of the outputs by the pre-activations of layers 1 and 2"
-    slopes = [layers.activation.slope(z)]
-    for W, b in layers.deeper[:-1]:
-        z = layers.activation(z) @ W.T + b
-        slopes.append(layers.activation.slope(z))
+    slopes = [layers.activations[0].slope(z)]
+    for f, g, (W, b) in zip(layers.activations, layers.activations[1:], layers.deeper):
+        z = f(z) @ W.T + b
+        slopes.append(g.slope(z))
     delta = layers.deeper[-1][0].expand(len(z), -1, -1)*slopes[-1][:, None]
     for (W, _), slope in zip(layers.deeper[-2:0:-1], slopes[-2:0:-1]):
         delta = (delta @ W)*slope[:, None]
@@ -149,7 +162,7 @@ class _SmallProblem:
         r = h - (h @ self.Q) @ self.Q.T
         return _Tried(q, z, r[:, :len(self.layers.W)], r.square().sum(1), h.square().sum(1))
     def step(self, tried, damping): # (k, r-1)
-        J = self.layers.activation.slope(tried.z)[:, :, None]*self.B
+        J = self.layers.slope(tried.z)[:, :, None]*self.B
         P = self.H.T @ J
         A = J.mT @ J - P.mT @ P
         g = (J.mT @ tried.residual[:, :, None])[:, :, 0]
@@ -205,23 +218,26 @@ class _Certain(NamedTuple):
     places:Tensor # (j,) which of the candidates
     deltas:list # [(j, m), (j, m_2)]
     inputs:list # [(j, d+1), (j, m+1)]
+    outside:Tensor # (j,) part of their signals outside the spans
 
 # %% ../nbs/beyond/inversion.ipynb #14be0017
 def _certain(layers, x, factors):
     "The certain ones among x (k, d+1), by the leading `_factors` of the two gradients"
-    z = x @ layers.W.T
-    inputs, deltas = (x, layers.hidden(z)), _signals(layers, z)
-    U, values, V = factors[1]
+    inputs, deltas = layers.inputs(x), layers.signals(x)
+    U, values, V = factors[-1]
     # of dependent samples the first gradient has fewer directions than signals: no test
     outside = [d - d @ t.U @ t.U.T for d, t in zip(deltas, factors)
                if len(t.values) >= len(values)]
     c = torch.linalg.eigh(sum(o @ o.mT for o in outside))[1][:, None, :, 0]
     signals = [(c @ d)[:, 0] for d in deltas]
-    part = torch.stack([(c @ o)[:, 0].norm(dim=1)/s.norm(dim=1).clamp_min(1e-300)
+    # a signal of zero is no sample's: as far outside as can be
+    part = torch.stack([torch.where((s != 0).any(1), (c @ o)[:, 0].norm(dim=1)
+                                    / s.norm(dim=1).clamp_min(1e-300), 1.)
                         for o, s in zip(reversed(outside), reversed(signals))]).amax(0)
-    scale = 1/((inputs[1] @ V/values)*(signals[1] @ U)).sum(1, keepdim=True)
+    scale = 1/((inputs[-1] @ V/values)*(signals[-1] @ U)).sum(1, keepdim=True)
     good = (part < _OUTSIDE).nonzero()[:, 0]
-    return _Certain(good, [(scale*s)[good] for s in signals], [h[good] for h in inputs])
+    return _Certain(good, [(scale*s)[good] for s in signals], [h[good] for h in inputs],
+                    part[good])
 
 # %% ../nbs/beyond/inversion.ipynb #14be0019
 class _Ends(NamedTuple):
@@ -255,9 +271,8 @@ def _require_room(layers, plan, inside, given):
     name, value, most = (('samples', plan.samples, min(neurons//2, inside)) if given is None
                          else ('directions', given, room))
     require(s <= room, name, value,
-            f'at most {most} with hidden layers of {m} and {len(layers.deeper[0][0])} '
-            f'neurons: {r - 1} unknowns per sample need more equations than the '
-            f'{neurons - s} there are',
+            f'at most {most} with {layers.sizes}: {r - 1} unknowns per sample need more '
+            f'equations than the {neurons - s} there are',
             'use a wider network, or fewer directions')
 
 # %% ../nbs/beyond/inversion.ipynb #14be001d
@@ -331,7 +346,7 @@ class _OneByOne(_Search):
         "What is certain, each polished on the whole spans; look no more for it"
         x, distance = _fit(self.layers, self.V, self.Q, torch.cat([self.x, x]), 10, enough=0.)
         kept = _distinct(x, .01)[:self.plan.samples]
-        places, deltas, inputs = _certain(self.layers, x[kept], self.factors)
+        places, deltas, inputs, _ = _certain(self.layers, x[kept], self.factors)
         self.left = [G - delta.T @ (h @ V) for G, delta, h, V
                      in zip(self.whole, deltas, inputs, (self.V, self.Q))]
         self.x, self.distance = x[kept[places]], distance[kept[places]]
@@ -352,8 +367,7 @@ def _look_until_done(search, starts, rounds, iterations, seed):
 # %% ../nbs/beyond/inversion.ipynb #9fdccdbf
 def _multipliers(layers, x, gradients): # (k, outputs)
     "Least squares: the c_i that explain most of the two gradients"
-    z = x @ layers.W.T
-    inputs, deltas = (x, layers.hidden(z)), _signals(layers, z)
+    inputs, deltas = layers.inputs(x), layers.signals(x)
     k, outputs = deltas[0].shape[:2]
     if not k: return x.new_zeros(0, outputs)
     K = torch.stack([torch.einsum('ij,iaw,jbw->iajb', h @ h.T, d, d)
@@ -366,13 +380,21 @@ def _multipliers(layers, x, gradients): # (k, outputs)
     return (size*(inverse @ (size*right.flatten()))).view(k, outputs)
 
 # %% ../nbs/beyond/inversion.ipynb #14be0027
+def _constants(network, gradient):
+    "Names of the parameters that were not trained: frozen, and without a gradient"
+    frozen = frozen_parameters(network)
+    return [name for g, (name, _) in zip(gradient, network.named_parameters())
+            if name in frozen and not (g != 0).any()]
+
 def _unexplained(network, gradient, X, c):
     "What the samples leave of the gradient, relative to it, by autograd through all layers"
-    copied = copy.deepcopy(network).double().requires_grad_(True)
+    copied, constants = copy.deepcopy(network).double(), _constants(network, gradient)
+    of = [(g, p.requires_grad_()) for g, (name, p) in zip(gradient, copied.named_parameters())
+          if name not in constants]
     with torch.enable_grad(): value = (c*copied(X)).sum()
-    mine = torch.autograd.grad(value, list(copied.parameters()))
+    mine = torch.autograd.grad(value, [p for _, p in of])
     size = lambda parts: sum(v.square().sum().item() for v in parts)
-    return math.sqrt(size(g - f for g, f in zip(gradient, mine))/size(gradient))
+    return math.sqrt(size(g - f for (g, _), f in zip(of, mine))/size(g for g, _ in of))
 
 # %% ../nbs/beyond/inversion.ipynb #14be002a
 @dataclass(frozen=True)
@@ -387,14 +409,33 @@ class Inversion:
     sentence:str # that verdict in words
 
 # %% ../nbs/beyond/inversion.ipynb #14be002b
-def _verdict(exact, k, n, left, complete):
+_SHARPLY = 1e-5 # distance of activations from their span that only rounding leaves
+
+def _why_not_all(plan, k):
+    "What keeps the others back"
+    missing = plan.samples - k
+    if not missing: return ''
+    rest = f'the other {missing}' if missing > 1 else 'the last one'
+    if plan.directions < 4*plan.samples: return (
+        f'; {rest} cannot be told apart with {plan.directions} directions for '
+        f'{plan.samples} inputs: a wider network has room for 4 each')
+    return f'; for {rest} the weights moved too far, or they weigh too little'
+
+def _verdict(plan, k, sharp, left, complete):
     "What was found, in words"
+    n = plan.samples
     if complete: return f'all {n} samples: they explain the gradient to {left:.0e}'
-    if exact: return (f'{k} of {n} samples, {left:.0e} of the gradient is left: '
-                      'take more rounds or another seed; '
-                      'too few neurons, or images alike, do not come apart')
-    return (f'{k} candidates for {n} samples, {left:.0e} of the gradient is left: '
-            'it is no single gradient at these weights, or rounded')
+    if plan.exact: return (f'{k} of {n} samples' + ' read off exactly'*bool(k)
+                           + f', {left:.0e} of the gradient is left: '
+                           'take more rounds or another seed; '
+                           'too few neurons, or images alike, do not come apart')
+    if not k: return (f'0 of {n} samples: no input fits the step of the second layer; '
+                      'other weights before training, another activation or another optimiser')
+    how = ('exactly' if sharp == k else f'{sharp} exactly, {k - sharp} nearly' if sharp
+           else 'nearly')
+    return (f'{k} inputs found of {n} counted, {how}{_why_not_all(plan, k)}. The step is a '
+            'sum of gradients at moving weights, so as one gradient the inputs explain only '
+            f'{max(1 - left, 0):.0%} of it')
 
 # %% ../nbs/beyond/inversion.ipynb #14be002d
 def _answer(network, gradient, search):
@@ -404,15 +445,16 @@ def _answer(network, gradient, search):
     X, c = x[:, :-1], _multipliers(search.layers, x, search.gradients)
     left = _unexplained(network, gradient, X, c)
     complete = plan.exact and len(X) == plan.samples and left < max(plan.accept, 1e-6)
+    sharp = int((distance < _SHARPLY).sum())
     return Inversion(X, c, distance, plan.samples, left, complete,
-                     _verdict(plan.exact, len(X), plan.samples, left, complete))
+                     _verdict(plan, len(X), sharp, left, complete))
 
 # %% ../nbs/beyond/inversion.ipynb #14be0030
 def _require_perceptron(network):
     require(isinstance(network, MLP) and len(network.layers) >= 3, 'network',
             f'<{type(network).__name__} with {len(getattr(network, "layers", []))} layers>',
             'an MLP with two hidden layers or more',
-            'one hidden layer: see recover_from_gradient')
+            'one hidden layer: see invert_shallow')
     require(network.bias != 'none', 'bias', "'none'", "'all' or 'first'",
             'without biases an image is determined up to its scale only; '
             'add a first bias of zeros')
@@ -428,6 +470,11 @@ def _require_gradient(network, gradient):
             'one tensor per parameter, in the order of network.parameters()')
     for g in gradient: require_finite('gradient', g)
     for p in network.parameters(): require_finite('weights', p)
+    frozen = [name for name in _constants(network, gradient)
+              if name.startswith(('layers.0.', 'layers.1.'))]
+    require(not frozen, 'network', f'<{", ".join(frozen)} frozen>',
+            'trained in its first two layers, whose gradients are read',
+            '`NTKObjective` needs no particular layer')
     second = gradient[2:4] if network.layers[1].bias is not None else gradient[2:3]
     require(all(any(bool((g != 0).any()) for g in layer) for layer in (gradient[:2], second)),
             'gradient', '<all zero>', 'nonzero in the first two layers',
@@ -438,6 +485,26 @@ def _require_settings(accept, **counts):
     for name, value in counts.items():
         if value is not None: require_count(name, value, 1, 'leave it out')
     if accept is not None: require_number('accept', accept, 'in (0, 1]', 'leave it out')
+
+# %% ../nbs/beyond/inversion.ipynb #14be0041
+def _in_units(gradient):
+    "(unit, gradient in it, in float64): the answer is for any multiple"
+    unit = max(g.abs().max().item() for g in gradient)
+    return unit, [g.detach().double()/unit for g in gradient]
+
+def _solve(network, gradient, layers, samples, directions, starts, rounds, iterations, accept,
+           seed):
+    "Plan, search and answer; once more as several steps where one step did not fit"
+    gradients = layers.parts(gradient)
+    def attempt(samples, directions):
+        plan = _plan(layers, gradients, samples, directions, accept)
+        search = (_OneByOne if plan.exact else _Search)(layers, gradients, plan)
+        _look_until_done(search, starts, rounds, iterations, seed)
+        return plan, _answer(network, gradient, search)
+    plan, found = attempt(samples, directions)
+    if plan.otherwise and not found.complete: # no dependent samples, then, but several steps
+        _, found = attempt(**plan.otherwise)
+    return found
 
 # %% ../nbs/beyond/inversion.ipynb #14be0034
 @torch.no_grad()
@@ -458,16 +525,8 @@ def invert_gradient(
     _require_perceptron(network); _require_gradient(network, gradient)
     _require_settings(accept, samples=samples, directions=directions, starts=starts,
                       rounds=rounds, iterations=iterations)
-    unit = max(g.abs().max().item() for g in gradient) # the answer is for any multiple
-    gradient = [g.detach().double()/unit for g in gradient]
-    layers = _FirstLayers(network)
-    gradients = layers.parts(gradient)
-    def attempt(samples, directions):
-        plan = _plan(layers, gradients, samples, directions, accept)
-        search = (_OneByOne if plan.exact else _Search)(layers, gradients, plan)
-        _look_until_done(search, starts, rounds, iterations, seed)
-        return plan, _answer(network, gradient, search)
-    plan, found = attempt(samples, directions)
-    if plan.otherwise and not found.complete: # no dependent samples, then, but several steps
-        _, found = attempt(**plan.otherwise)
+    unit, gradient = _in_units(gradient)
+    found = _solve(network, gradient, _FirstLayers(network), samples, directions, starts,
+                   rounds, iterations, accept, seed)
     return replace(found, multipliers=unit*found.multipliers)
+

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from .checks import (pick_place, require, require_candidates, require_count,
     require_finite, require_number, require_tensor)
-from .networks import MLP, SmoothReLU, SurrogateReLU, is_relu
+from .networks import (
+    MLP, SmoothReLU, SurrogateReLU, frozen_parameters, is_relu)
 from .penalties import Penalties, ValueAndGrad
 from .tangents import ChunkedTangent, GramForm, ModuleTangent, moved
 from .tangents import (
@@ -264,14 +265,14 @@ class _Eliminated(_NetworkSums):
     )->Tensor: # (k,); (k, outputs) for vector multipliers
         "Least-squares multipliers, at least lam_min; see `least_squares_multipliers`"
         with torch.no_grad():
-            if self.vector: fs, c = _each_output(self.tangent, x)
-            else:
-                c = self.cotangent(x)
-                fs = self.tangent.features(x, c) if features is None else features
-            lam = least_squares_multipliers(
-                self.tangent.gram(fs), (self.tangent.along(fs, self.target)*c).sum(1),
-                least=self.least)
-            return lam.view(len(x), -1) if self.vector else lam
+            c = self.cotangent(x)
+            fs = self.tangent.features(x, c) if features is None else features
+            along = self.tangent.along(fs, self.target)
+            if not self.vector: return least_squares_multipliers(
+                self.tangent.gram(fs), (along*c).sum(1), least=self.least)
+            G = self.tangent.gram(_each_output(self.tangent, x)[0])
+            return least_squares_multipliers(G, along.flatten(),
+                                             least=self.least).view(len(x), -1)
 
 # %% ../nbs/01_objectives.ipynb #fe6211f9
 def _square_norm(parts): # |r|^2 of a parameter-shaped list
@@ -398,6 +399,15 @@ def _check_pair(start, end):
             'use model.to(init\'s dtype and device)')
 
 # %% ../nbs/01_objectives.ipynb #d008ef1d
+def _check_constants(init, model):
+    "ValueError unless the layers that were not trained are the same in both networks"
+    before, after = frozen_parameters(init), frozen_parameters(model)
+    wrong = [name for name in {**before, **after} if name not in before or name not in after
+             or not torch.equal(before[name], after[name])]
+    require(not wrong, 'init', f'<{", ".join(wrong[:3])}>',
+            'equal to the trained network in what requires no gradient',
+            'what differs was trained: let it require a gradient in both, or check `init`')
+
 def _rounding(weights):
     "The Frobenius norm of what rounding has done to each tensor"
     return [torch.finfo(w.dtype).eps*w.norm().item() for w in weights]
@@ -440,6 +450,7 @@ class NTKObjective(NetworkObjective):
         relu = softened(self.soft, sharpness)
         start = tangent_of(init, relu, shape, 'init')
         end = tangent_of(model, relu, shape, 'model')
+        _check_constants(init, model)
         _check_pair(start, end)
         change = [p - q for p, q in zip(end.weights, start.weights)]
         super().__init__(_TANGENTS[tangent](start, end), change*(1 + (tangent == 'both')),
@@ -452,7 +463,7 @@ class NTKObjective(NetworkObjective):
 
 # %% ../nbs/01_objectives.ipynb #58640225
 class _WeightsObjective(NetworkObjective):
-    "The target is theta itself, as training to stationarity leaves it"
+    "The target is theta itself, as training to stationarity leaves it, less frozen layers"
     soft = SurrogateReLU
     def __init__(self, model, sharpness, shape, chunk_size, form, box, box_weight, **bounds):
         tangent = tangent_of(model, softened(self.soft, sharpness), shape)

@@ -46,12 +46,14 @@ class NetworkOptions:
 # %% ../nbs/support/options.ipynb #0b710010
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """Images, balanced between the classes
+    """Images by name or path
 
     NAME is faces (no file needed), mnist or cifar10 (in the folder that SAMPLESPLIT_DATA
-    names), or the path of your own images: a folder or an .npz file.
+    names), or the path of your own images: a folder, whose sub-folders are the classes, or a
+    file of arrays (.npz, .npy, .pt, .safetensors).
     """
-    n:int|None=20 # how many training images
+    n:int|None=None # how many training images, the same of each class (default: all of your
+        # own; 20 of faces, mnist and cifar10)
     data_seed:int|None=None # draw the images at random with this seed (default: the first of
         # each class in file order, as the papers do)
     mean:Numbers|None=None # what the training code subtracted from pixels between 0 and 1: a
@@ -62,11 +64,14 @@ class ImageOptions:
     preprocess:Annotated[str, 'PKG:FUNCTION']|None=None # instead of both a function of
         # yours: from pixels (n, h, w) or (n, h, w, channels), between 0 and 1, to what the
         # network takes
+    size:tuple[int, ...]|None=None # resize your own images to H W, or one number for both; of
+        # flat rows, what they are
+    gray:bool=False # make your own images grey
 
 # %% ../nbs/support/options.ipynb #0b710011
 @dataclass(frozen=True, kw_only=True)
 class GivenImages(ImageOptions):
-    "The training data, balanced between the classes"
+    "The training data"
     data:Name # the images that the network is or was trained on
 
 # %% ../nbs/support/options.ipynb #0b710013
@@ -179,10 +184,13 @@ class InvertOptions(NetworkOptions, KnownImages, ComputeOptions):
     """Read training data off the step between two checkpoints
 
     Read training data off the difference of the weights after and before training, by
-    equations for one sample at a time (two hidden layers or more, a bias in the first). Exact
-    after one gradient step or linearised training, nearly so after many steps.
+    equations for one sample at a time (dense layers, any activation, a bias in the first).
+    Exact after one gradient step or linearised training, nearly so after many steps. Weight
+    decay is found and undone; Adam's steps cannot be read.
     """
     init:File|None=None # the weights of the same network before the step, or before training
+    activation:Name|None=None # relu, leaky-relu:0.01, tanh, sigmoid, gelu, silu, softplus,
+        # elu, ...; with commas one for each hidden layer (default: relu, or the module's own)
     samples:int|None=None # how many there are (default: counted)
     directions:int|None=None # of the second layer to keep (default: one for each sample, four
         # after many steps)
@@ -202,7 +210,6 @@ class EvaluateOptions(GivenImages):
     here instead is said.
     """
     reconstruction:Annotated[str, 'FILE.npz'] # what reconstruct, invert or demo wrote
-    n:int|None=None # how many training images (default: as many as the file says, else 20)
 
 # %% ../nbs/support/options.ipynb #0b710029
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ __all__ = ['ATTACKS', 'TRAININGS', 'load_collection', 'unseen_images', 'scores_f
            'make_splitting']
 
 # %% ../nbs/support/problems.ipynb #9b0b1e03
-import copy
+import copy, os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,34 +16,41 @@ from pathlib import Path
 from typing import Any, NamedTuple
 import torch
 from torch import Tensor
-from .checks import pick_device, require
+from .checks import pick_device, printable, require
 from .data import SOURCES, ImageData, load_data, load_images
 from .descent import Descent
-from .metrics import L2, SSIM
+from .metrics import L2, SSIM, has_ssim
 from .networks import MLP
 from .objectives import (
     KKTObjective, MulticlassKKTObjective, NTKObjective, ReconstructionObjective)
 from .optimisers import geometric, hold_then_decay, loo_sharpness, warm_restarts
 from .settings import BUILT_IN, CHOICES, TRAINING, Experiment, fingerprint
 from .splitting import Every, Splitting, Stop
-from .storage import Checkpoint, digest, load_state, save_state
+from .storage import (
+    Checkpoint, Damaged, digest, load_state, locked, notice, save_state)
 from .training import train_gd, train_kkt, train_ntk
 
 # %% ../nbs/support/problems.ipynb #37d6d2d6
 def load_collection(
-    name:str, # faces, mnist or cifar10; else the path of a folder of images or an .npz file
-    n:int,
+    name:str, # faces, mnist or cifar10; else the path of one's own, see `load_images`
+    n:int|None=None, # None: all of one's own, 20 of a collection
     seed:int|None=None, # draws them; None: the first of each class
     task:str='binary', # of mnist and cifar10: 'binary' or 'multiclass'
-    mean:str|Tensor='training' # what is subtracted, a word or (d,), see `load_data`
+    mean:str|Tensor='training', # what is subtracted, a word or (d,), see `load_data`
+    size:tuple|None=None, # of one's own: (height, width), or (side,)
+    gray:bool=False # of one's own: colours to luminance
 )->ImageData: # ValueError or FileNotFoundError, see `load_data` and `load_images`
-    "n images by name or path, balanced between the classes"
+    "Images by name or path, balanced between the classes unless they are all of one's own"
     if name in SOURCES:
-        return load_data(name, n, seed=seed, task='binary' if name == 'faces' else task,
-                         mean=mean)
-    require(Path(name).exists(), 'data', repr(name), f'one of {sorted(SOURCES)}, or a path',
-            'check the spelling')
-    return load_images(name, n, seed=seed, mean=mean)
+        require(size is None and not gray, 'size', size,
+                f'left out, and `gray` too, for {name}',
+                'save the images as a folder of your own')
+        return load_data(name, 20 if n is None else n, seed=seed, mean=mean,
+                         task='binary' if name == 'faces' else task)
+    require(os.path.exists(name), 'data', printable(repr(name)),
+            f'one of {sorted(SOURCES)}, or a path', 'check the spelling')
+    side = size[0] if size is not None and len(size) == 1 else size
+    return load_images(name, n, seed=seed, size=side, gray=gray, mean=mean)
 
 # %% ../nbs/support/problems.ipynb #5a9e0004
 def unseen_images(
@@ -53,17 +60,21 @@ def unseen_images(
 )->ImageData|None: # None where the collection has too few
     "Other images of the same collection, about n of them"
     task = 'binary' if data.y.is_floating_point() else 'multiclass'
-    try: more = load_collection(name, 2*len(data.X), data_seed, task, data.mean)
-    except ValueError: return None
+    own:Any = {} if name in SOURCES else dict(size=data.shape[:2], gray=len(data.shape) == 2)
+    try: more = load_collection(name, 2*len(data.X), data_seed, task, data.mean, **own)
+    except ValueError:
+        if not own: return None
+        more = load_collection(name, None, None, task, data.mean, **own)
     seen = {row.numpy().tobytes() for row in data.X}
     rest = [i for i, row in enumerate(more.X) if row.numpy().tobytes() not in seen]
-    if len(rest) < 2: return None
-    index = None if more.index is None else more.index[rest]
-    return replace(more, X=more.X[rest], y=more.y[rest], index=index)
+    return None if len(rest) < 2 else more.rows(rest[::-(-len(rest)//len(data.X))])
 
 # %% ../nbs/support/problems.ipynb #5a9e0005
 def scores_for(data:ImageData)->dict: # name -> `Score`, the paper's choice first
-    "L2 and SSIM; the paper takes SSIM for colour images, L2 for the others (section 6.1)"
+    """L2 and SSIM; the paper takes SSIM for colour images, L2 for the others (section 6.1)
+
+    L2 alone below 7 x 7 pixels."""
+    if not has_ssim(data.shape): return {'L2': L2}
     ssim = SSIM.bind(mean=data.mean, shape=data.shape)
     return {'SSIM': ssim, 'L2': L2} if len(data.shape) == 3 else {'L2': L2, 'SSIM': ssim}
 
@@ -211,8 +222,12 @@ def _fit(e, data, device, checkpoint=None, progress=False):
                                  progress='train' if progress else False)
 
 def _kept(e, data, device, path):
-    "`Trained` as it was saved; None where these images were not trained on"
-    kept = load_state(path) if path.exists() else {}
+    "`Trained` as it was saved; None where these images were not trained on, or bits changed"
+    try: kept = load_state(path)
+    except FileNotFoundError: return None
+    except Damaged as broken:
+        notice(f'{path}: {broken.why}; that network is trained anew')
+        return None
     if kept.get('data') != digest([data.X, data.y]): return None
     model, init = (_init(e, data) for _ in range(2))
     model.load_state_dict(kept['model'])
@@ -220,6 +235,22 @@ def _kept(e, data, device, path):
     return Trained(model.to(device), init.to(device), kept['certificate'])
 
 # %% ../nbs/support/problems.ipynb #5a9e0029
+def _fit_and_keep(e, data, device, path, state, progress):
+    "Train, resumed where that was begun, and save it"
+    fit = _fit(e, data, device, Checkpoint(state, anew=True), progress)
+    save_state(path, dict(data=digest([data.X, data.y]), model=fit.model.state_dict(),
+                          certificate=fit.certificate))
+    state.unlink(missing_ok=True)
+    return fit
+
+def _tidy(path, state):
+    "Remove the state that a kill left beside a whole network, unless somebody trains it"
+    try:
+        with locked(path, wait=False) as mine:
+            if mine: state.unlink(missing_ok=True)
+    except OSError: return # a folder that may only be read
+
+# %% ../nbs/support/problems.ipynb #5a9e0121
 def train(
     e:Experiment,
     data:ImageData,
@@ -227,17 +258,20 @@ def train(
     cache:str|Path|None=None, # folder; None: nothing is kept
     progress:bool=False
 )->Trained:
-    "The network that the experiment attacks, from the cache if it was trained before"
+    """The network that the experiment attacks, from the cache if it was trained before
+
+    One process trains it, others that want it wait. A file that was changed is not used."""
     if cache is None: return _fit(e, data, device, None, progress)
     path = Path(cache)/f'training-{fingerprint(e, TRAINING)}.safetensors'
-    kept = _kept(e, data, device, path)
-    if kept is not None: return kept
     state = path.with_name(f'{path.stem}-state.safetensors')
-    fit = _fit(e, data, device, Checkpoint(state), progress)
-    save_state(path, dict(data=digest([data.X, data.y]), model=fit.model.state_dict(),
-                          certificate=fit.certificate))
-    state.unlink(missing_ok=True)
-    return fit
+    made = _kept(e, data, device, path)
+    if made is not None:
+        if state.exists(): _tidy(path, state)
+        return made
+    with locked(path):
+        made = _kept(e, data, device, path) if path.exists() else None # by another process
+        if made is None: made = _fit_and_keep(e, data, device, path, state, progress)
+        return made
 
 # %% ../nbs/support/problems.ipynb #5a9e0031
 def _multiplier_scale(e, k):

@@ -16,7 +16,7 @@ from torch import Tensor
 from .checks import is_count, is_number, require
 from .descent import History, Reconstruction, Split
 from .metrics import L2, SSIM, Score, recovered, summarize
-from .storage import load_json, save_json
+from .storage import _NONE, Damaged, _read_json, save_json
 from .tables import Table, table
 
 # %% ../nbs/support/records.ipynb #4ec0a009
@@ -79,24 +79,34 @@ def _damage(data):
     return wrong
 
 # %% ../nbs/support/records.ipynb #4ec0a010
+_TORN = 'is no record, for it is no whole JSON'
+
 @dataclass(frozen=True, repr=False)
 class _Saved:
     "What the file holds"
     data:dict # as it is saved: plain numbers, lists, words
 
     @classmethod
-    def load(cls, path:str|Path)->'Record':
-        "The record in a file; FileNotFoundError, or ValueError for a file that holds none"
-        try: data = load_json(path)
-        except ValueError: wrong = 'no JSON'
-        else: wrong = _damage(data)
-        require(not wrong, 'path', f'<{path}: {wrong}>', 'the file of a record',
-                'move it away: it is made anew by `load_or_run`')
+    def load(cls,
+        path:str|Path,
+        sealed:bool=True # False: it may have no digest; one that it has is compared
+    )->'Record':
+        """The record in a file; FileNotFoundError, or ValueError for a file that holds none
+
+        `Damaged` for one that was changed, or has no digest. Whoever vouches for a file
+        without one writes `Record.load(path, sealed=False).save(path)`."""
+        how = 'the file of a record', 'move it away: it is made anew by `load_or_run`'
+        try: data, whole = _read_json(path)
+        except Damaged: raise
+        except ValueError as e: raise Damaged(path, _TORN, *how) from e
+        wrong = _damage(data)
+        require(not wrong, 'path', f'<{path}: {wrong}>', *how)
+        if sealed and not whole: raise Damaged(path, _NONE, *how)
         return Record(data)
 
     def save(self, path:str|Path)->None:
-        "Write the JSON file, whole or not at all"
-        save_json(path, self.data)
+        "Write the JSON file with its digest, whole or not at all"
+        save_json(path, self.data, sealed=True)
 
 # %% ../nbs/support/records.ipynb #4ec0a011
 class _Made(_Saved):

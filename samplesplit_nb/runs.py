@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['RUNS', 'CONTROLS', 'PEELINGS', 'Evaluations', 'Watch', 'watched', 'running', 'Kind', 'Plain', 'WithSplits',
            'RandomControl', 'Peeled', 'Inverted', 'kind_of', 'attack', 'Result', 'run', 'shown_images', 'snapshots',
-           'MissingResult', 'load_or_run']
+           'MissingResult', 'DamagedResult', 'load_or_run']
 
 # %% ../nbs/support/runs.ipynb #ae6bdbb5
 import hashlib, os, re, time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 import numpy as np
 import torch
@@ -25,14 +27,25 @@ from .peeling import Peeling, Search, peel
 from .problems import (ATTACKS, Problem, draw_start, images_digest, images_of,
     make_descent, make_splitting, prepare)
 from .records import (
-    Record, Run, _rounded, code_commit, environment, run_record)
+    _TORN, Record, Run, _rounded, code_commit, environment, run_record)
 from .settings import OURS, Experiment, config, fingerprint
 from .splitting import reconstruct
 from .rules import RandomSplits
 from .storage import (
-    Checkpoint, identify, load_json, set_aside, save_arrays, save_json)
+    _NONE, _OTHER, Checkpoint, Damaged, identify, load_arrays, load_json, locked, notice,
+    save_arrays, save_json, set_aside, sweep)
 
 # %% ../nbs/support/runs.ipynb #490feb11
+def _kept_scores(path):
+    "Those of a run that was killed, step -> n scores; a file that was changed is removed"
+    if path is None or not Path(path).exists(): return {}
+    try: saved = load_json(path, sealed=True)
+    except ValueError:
+        notice(f'{path} was changed after it was saved; that run starts anew')
+        Path(path).unlink()
+        return {}
+    return {int(step): scores for step, scores in saved.items()}
+
 class Evaluations:
     "Scores per training sample every so many steps, and at the end; a callback"
     def __init__(self,
@@ -45,8 +58,7 @@ class Evaluations:
         # about ten of these steps: more would fill the memory at the paper's size
         self.keep = every*max(-(-last//(8*every)), 1)
         self.nearest:dict = {} # step -> candidates (n, d)
-        saved = load_json(path) if path is not None and Path(path).exists() else {}
-        self.at = {int(step): scores for step, scores in saved.items()} # step -> n scores
+        self.at = _kept_scores(path) # step -> n scores
 
     def report(self,
         step:int, loss:float, x:Tensor, lam:Tensor # x (k, d), lam (k,), see `reconstruct`
@@ -57,7 +69,8 @@ class Evaluations:
         scores, which = self.score(self.X, x)
         self.at[step] = [round(v, 4) for v in scores.tolist()]
         if step % self.keep == 0 or step == self.last: self.nearest[step] = x[which]
-        if self.path is not None: save_json(self.path, {str(s): v for s, v in self.at.items()})
+        if self.path is not None:
+            save_json(self.path, {str(s): v for s, v in self.at.items()}, sealed=True)
 
     def seen(self)->tuple: # (steps, one list of n scores for each)
         "In the order of the steps"
@@ -93,6 +106,11 @@ def watched(
                        watch.path('-scores.json'))
 
 # %% ../nbs/support/runs.ipynb #5a9e0044
+def _drop(file):
+    "Remove the state of a run, and those of its stages, which are numbered"
+    for p in (file, *file.parent.glob(f'{file.stem}-[0-9]*{file.suffix}')):
+        p.unlink(missing_ok=True)
+
 def running(
     problem:Problem,
     watch:Watch,
@@ -100,9 +118,12 @@ def running(
 )->Running:
     "What watches and keeps this run"
     e, file = problem.experiment, watch.path('.safetensors')
+    # a state without the scores on the way to it could not end as if there had been no kill
+    if file is not None and not seen.at: _drop(file)
     return Running(seed=e.seed, report_every=watch.report_every(e, seen.last),
                    callbacks=[seen],
-                   checkpoint=None if file is None else Checkpoint(file, every_seconds=30.),
+                   checkpoint=None if file is None else Checkpoint(
+                       file, every_seconds=30., anew=True),
                    progress=f'{watch.name:>24}' if watch.progress else False)
 
 # %% ../nbs/support/runs.ipynb #5a9e0047
@@ -405,11 +426,15 @@ def snapshots(
 class MissingResult(FileNotFoundError):
     "No saved record of the experiment, or of another one only"
 
+class DamagedResult(MissingResult):
+    "The file of the record is not as it was saved"
+
 # %% ../nbs/support/runs.ipynb #5a9e0081
 def _saved(e, path):
     "(the record in the file if it is of this experiment, what is wrong with it)"
     if not path.exists(): return None, 'is missing'
     try: saved = Record.load(path)
+    except Damaged as broken: return None, broken.why
     except ValueError: return None, 'is no record'
     if saved.fingerprint == fingerprint(e):
         if _other_images(e, saved): return None, 'was made of other images'
@@ -419,18 +444,74 @@ def _saved(e, path):
     return None, f'was made with {"another " + ", ".join(other) if other else "other fields"}'
 
 # %% ../nbs/support/runs.ipynb #5a9e0083
+def _beside(pictures):
+    "What is wrong with the images beside a record, in words; '' for nothing"
+    if pictures is None: return ''
+    if not pictures.exists(): return 'has no images beside it'
+    try: load_arrays(pictures, sealed=True)
+    except ValueError: return 'has damaged images beside it'
+    return ''
+
 def _lacking(saved, names, wrong, pictures):
     "(the runs to make, what is wrong); `pictures`: a file to lie beside, or None"
     fits = lambda name: name in saved.names and saved.kind(name) == kind_of(name)
     lacks = tuple(name for name in names if saved is None or not fits(name))
     if saved is not None and lacks: wrong = f'lacks {", ".join(lacks)}'
-    if pictures is None or saved is None or pictures.exists(): return lacks, wrong
-    return tuple(names), wrong or 'has no images beside it'
+    beside = '' if saved is None else _beside(pictures)
+    return (tuple(names), wrong or beside) if beside else (lacks, wrong)
 
+# %% ../nbs/support/runs.ipynb #5a9e0112
 def _forget(folder):
-    "Remove the state of runs that are saved"
-    for p in folder.glob('*'): p.unlink()
-    if folder.exists(): folder.rmdir()
+    "Remove the state of runs that are saved, unless another process is at them"
+    if not folder.exists(): return
+    try:
+        with locked(folder, wait=False) as mine:
+            if mine: rmtree(folder)
+    except OSError: return # a folder that may only be read
+
+# %% ../nbs/support/runs.ipynb #5a9e0111
+@dataclass(frozen=True)
+class _Place:
+    "Where the results of one experiment lie"
+    e:Experiment
+    path:Path # of the record
+    images:bool # are pictures to lie beside it?
+    cache:Path|None
+
+    @property
+    def pictures(self): return self.path.with_suffix('.npz')
+
+    @property
+    def states(self): # of runs under way
+        return None if self.cache is None else self.cache/f'runs-{fingerprint(self.e)}'
+
+    def look(self, names):
+        "(the saved record or None, the runs to make, what is wrong)"
+        saved, wrong = _saved(self.e, self.path)
+        return saved, *_lacking(saved, names, wrong, self.pictures if self.images else None)
+
+    def clear(self):
+        "Remove what a kill left beside a whole record, unless another process is at it"
+        if self.cache is None: return
+        for folder in (self.path.parent, self.cache): sweep(folder)
+        _forget(self.states)
+
+# %% ../nbs/support/runs.ipynb #5a9e0115
+def _make(place, names, progress):
+    "The record, after what another process has left to do is run and saved"
+    saved, lacks, wrong = place.look(names)
+    if saved is not None and not lacks: return saved
+    # a file of something else is no record of this, but may be worth a lot
+    old = [place.path, place.pictures] if saved is None else [place.pictures]
+    for file in old if saved is None or 'damaged' in wrong else ():
+        aside = set_aside(file)
+        if aside is not None:
+            notice(f'{place.path} {wrong}: {file.name} is {aside.name} now')
+    result = run(place.e, lacks, saved, place.cache, progress)
+    result.record.save(place.path)
+    if place.images and {'plain', 'split'} <= set(result.runs):
+        save_arrays(place.pictures, **shown_images(result.problem, result.runs))
+    return result.record
 
 # %% ../nbs/support/runs.ipynb #5a9e0084
 def load_or_run(
@@ -444,19 +525,20 @@ def load_or_run(
 )->Record:
     """The record in the file; what is missing is run and saved; ValueError as for `run`
 
-    A file that holds anything else is renamed: NAME.json.old, NAME.npz.old."""
-    path, pictures = Path(path), Path(path).with_suffix('.npz')
+    A file that holds anything else, or was changed, is renamed: NAME.json.old, NAME.npz.old;
+    without `run_missing` that is a DamagedResult. Of several processes one makes it."""
     for name in names: _require_run(name)
-    saved, wrong = _saved(e, path)
-    lacks, wrong = _lacking(saved, names, wrong, pictures if images else None)
-    if saved is not None and not lacks: return saved
-    if not run_missing: raise MissingResult(
-        f'{path} {wrong}: make it by `samplesplit figure` or `samplesplit experiment`')
-    if saved is None: # a file of something else is no record of this, but may be worth a lot
-        for other in (path, pictures): set_aside(other)
-    result = run(e, lacks, saved, cache, progress)
-    if images and {'plain', 'split'} <= set(result.runs):
-        save_arrays(pictures, **shown_images(result.problem, result.runs))
-    result.record.save(path) # the last thing to happen: a file is a whole record
-    if cache is not None: _forget(Path(cache)/f'runs-{fingerprint(e)}')
-    return result.record
+    place = _Place(e, Path(path), images, None if cache is None else Path(cache))
+    saved, lacks, wrong = place.look(names)
+    if saved is None or lacks:
+        remedy = 'make it by `samplesplit figure` or `samplesplit experiment`'
+        if not run_missing and wrong in (_TORN, _OTHER, _NONE): raise DamagedResult(
+            f'{path} {wrong}: move it away, or {remedy}')
+        if not run_missing: raise MissingResult(f'{path} {wrong}: {remedy}')
+        with ExitStack() as others: # wait for them, and keep them off
+            for what in (place.path, place.states):
+                if what is not None: others.enter_context(locked(what))
+            saved = _make(place, names, progress)
+            if cache is not None: rmtree(str(place.states), ignore_errors=True)
+    place.clear()
+    return saved

@@ -7,6 +7,7 @@ __all__ = ['draw_settings', 'random_search', 'best_by_loss']
 
 # %% ../nbs/support/search.ipynb #5ea2c003
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
@@ -16,7 +17,7 @@ from .metrics import L2, baselines, recovered
 from .problems import prepare
 from .runs import MissingResult, attack
 from .settings import Experiment, config
-from .storage import load_json, save_json
+from .storage import load_json, locked, notice, save_json, set_aside
 
 # %% ../nbs/support/search.ipynb #21d497c8
 def draw_settings(
@@ -56,11 +57,26 @@ def _head(e, ranges, seed, first):
     return json.loads(json.dumps(dict(config=fixed, ranges=ranges, seed=seed, first=first)))
 
 def _kept(path, head):
-    "The trials in the file, where they are of this search"
-    kept = load_json(path) if path is not None and Path(path).exists() else {}
-    return kept['trials'] if all(kept.get(k) == v for k, v in head.items()) else []
+    "(the trials in the file, what is wrong with it); '' where it is whole and of this search"
+    if path is None or not Path(path).exists(): return [], ''
+    try: kept = load_json(path, sealed=True)
+    except ValueError as e: return [], getattr(e, 'why', 'is no file of trials')
+    same = isinstance(kept.get('trials'), list) and all(kept.get(k) == v
+                                                        for k, v in head.items())
+    return (kept['trials'], '') if same else ([], 'is of another search')
 
 # %% ../nbs/support/search.ipynb #5ea2c012
+def _try_all(e, head, wanted, path, cache):
+    "The trials, after those that are missing in the file were run"
+    trials, wrong = _kept(path, head)
+    if wrong: notice(f'{path} {wrong}: it is {set_aside(path)} now')
+    problem = prepare(e, cache) if len(trials) < len(wanted) else None
+    for settings in wanted[len(trials):]:
+        trials.append(_trial(problem, settings))
+        if path is not None: save_json(path, head | dict(trials=trials), sealed=True)
+    return trials
+
+# %% ../nbs/support/search.ipynb #5ea2c030
 def random_search(
     e:Experiment, # short; what is not searched over
     ranges:dict, # see `draw_settings`; `sharpness` stays constant over a run
@@ -71,18 +87,18 @@ def random_search(
     cache:str|Path|None=None, # see `run`
     run_missing:bool=True # False: MissingResult instead
 )->list: # of dicts, one per trial: settings, loss (None: it diverged), mean scores, recovered
-    "Short plain runs on one network with randomly drawn settings; see `best_by_loss`"
-    head = _head(e, ranges, seed, first)
-    trials, wanted = _kept(path, head), [*first, *draw_settings(ranges, count, seed)]
-    todo = wanted[len(trials):]
-    if not todo: return trials[:len(wanted)]
-    if not run_missing: raise MissingResult(
-        f'{path} lacks {len(todo)} of {len(wanted)} trials: run the search')
-    problem = prepare(e, cache)
-    for settings in todo:
-        trials.append(_trial(problem, settings))
-        if path is not None: save_json(path, head | dict(trials=trials))
-    return trials
+    """Short plain runs on one network with randomly drawn settings; see `best_by_loss`
+
+    A file of another search, or one that was changed, is renamed to NAME.json.old."""
+    head, wanted = _head(e, ranges, seed, first), [*first, *draw_settings(ranges, count, seed)]
+    trials, wrong = _kept(path, head)
+    if len(trials) < len(wanted):
+        if not run_missing: raise MissingResult(
+            f'{path} {wrong and f"{wrong}: it "}lacks {len(wanted) - len(trials)} of '
+            f'{len(wanted)} trials: run the search')
+        with nullcontext() if path is None else locked(path):
+            trials = _try_all(e, head, wanted, path, cache)
+    return trials[:len(wanted)]
 
 # %% ../nbs/support/search.ipynb #5ea2c014
 def best_by_loss(

@@ -14,7 +14,8 @@ from inspect import getdoc
 from pathlib import Path
 from typing import Any
 from .checks import require
-from .runs import CONTROLS, PEELINGS, MissingResult, load_or_run
+from .runs import (
+    CONTROLS, PEELINGS, DamagedResult, MissingResult, load_or_run)
 from .presets import PRESETS, preset
 from .settings import OURS, Experiment, published
 from .storage import load_arrays
@@ -84,19 +85,23 @@ class Study(_Planned):
                             **options) for seed in self.seeds]
 
     def saved(self, label:str, root:str|Path='results')->list: # of `Record`s, by seed
-        "Those of all seeds that have a whole file of these settings, also beyond `seeds`"
+        """Those of all seeds that have a file of these settings, also beyond `seeds`
+
+        DamagedResult for a file that was changed: the verdict may be another without it."""
         folder, found = self.path(label, 0, root).parent, []
         for path in folder.glob(f'{label}-seed*.json'):
             seed = path.stem.removeprefix(f'{label}-seed')
             if not seed.isdecimal(): continue
             try: found.append(load_or_run(self.experiment(label, int(seed)), path, self.runs,
                                           run_missing=False))
+            except DamagedResult: raise
             except MissingResult: continue
         return sorted(found, key=lambda record: record.seed)
 
     def kept_images(self, label:str, root:str|Path='results')->dict:
         "Arrays of the first seed, see `shown_images`"
-        return load_arrays(self.path(label, self.seeds[0], root).with_suffix('.npz'))
+        path = self.path(label, self.seeds[0], root).with_suffix('.npz')
+        return load_arrays(path, sealed=True)
 
 # %% ../nbs/support/studies.ipynb #57d1e50c
 # every study: name -> function(scale) -> `Study`

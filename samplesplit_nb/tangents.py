@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
 from .checks import pick_place, require, require_count, require_finite
-from .networks import MLP, SmoothReLU, SurrogateReLU, is_relu
+from .networks import (
+    MLP, SmoothReLU, SurrogateReLU, frozen_parameters, is_relu, trained_parameters)
 
 # %% ../nbs/support/tangents.ipynb #b653f5c5
 def _forward(layers, activation, x):
@@ -37,7 +38,6 @@ class TangentFeatures(NamedTuple):
     backs:list # W_{l+1}^T delta_{l+1} of the hidden layers, each (k, width l)
     zs:list # z_l of the hidden layers, each (k, width l)
 
-# %% ../nbs/support/tangents.ipynb #b8d38f0c
 def tangent_features(
     network:MLP,
     activation, # used instead of the network's own, for smoothing
@@ -74,7 +74,6 @@ def _by_layer(network, vector):
     return [(next(parts), None if layer.bias is None else next(parts))
             for layer in network.layers]
 
-# %% ../nbs/support/tangents.ipynb #01966ea6
 def _tangents(network, features, vector):
     "The derivative of every pre-activation along a parameter-shaped vector: [(k, width l)]"
     tangents:list = []
@@ -90,7 +89,6 @@ def tangent_inner(network:MLP, features:TangentFeatures, vector:list)->Tensor: #
     "<vector, f(x_i)> for each i: the derivative of <c_i, Phi(x_i)> along `vector`"
     return (_tangents(network, features, vector)[-1]*features.deltas[-1]).sum(1)
 
-# %% ../nbs/support/tangents.ipynb #f0b5ee10
 def gram(network:MLP, a:TangentFeatures, b:TangentFeatures|None=None)->Tensor: # (k_a, k_b)
     "The tangent kernel <f(x_i), f(x_j)> between two batches (b=None: with itself)"
     b = b or a
@@ -114,7 +112,6 @@ class AlongAndGrad(NamedTuple):
     along:Tensor # (k, outputs); (k,) if multiplied by the cotangents and summed
     grad:Tensor # (k, d), of that sum
 
-# %% ../nbs/support/tangents.ipynb #efdc6e20
 def _outputs_and_grad(network, activation, features, vector):
     """Derivatives of the outputs along `vector`, (k, outputs).
 
@@ -145,7 +142,7 @@ class Tangent:
     `fs` is what `features` made of x (k, d) and c. Subclasses define all methods but `to`."""
     d:int # numbers in one input
     outputs:int # of the network
-    weights:list # its parameters, in order
+    weights:list # its trained parameters, in order
     activation:Callable|None # what stands for ReLU; None: a module's own
 
     def with_activation(self, activation)->Self:
@@ -204,8 +201,7 @@ class PerceptronTangent(Tangent):
         self.d, self.outputs = network.widths[0], network.widths[-1]
         self.weights = list(self.network.parameters())
     def with_activation(self, activation)->Self:
-        other = copy.copy(self); other.activation = activation
-        return other
+        other = copy.copy(self); other.activation = activation; return other
     def logits(self, x:Tensor)->Tensor:
         for layer in self.network.layers[:-1]: x = self.activation(layer(x))
         return self.network.layers[-1](x)
@@ -231,13 +227,14 @@ class _Activation(nn.Module):
         self.activation = activation
     def forward(self, z): return self.activation(z)
 
-# %% ../nbs/support/tangents.ipynb #31597a96
 def _replace_relu(module, activation):
-    "The module with `activation` for every nn.ReLU or earlier replacement; shares parameters"
+    "`activation` for every nn.ReLU, that of an `MLP`, or an earlier one; shares parameters"
     memo = {id(t): t for t in [*module.parameters(), *module.buffers()]}
     module = copy.deepcopy(module, memo)
     if isinstance(module, (nn.ReLU, _Activation)): return _Activation(activation)
     for parent in list(module.modules()):
+        if isinstance(parent, MLP) and is_relu(parent.activation):
+            parent.activation = activation
         for name, child in list(parent.named_children()):
             if isinstance(child, (nn.ReLU, _Activation)):
                 setattr(parent, name, _Activation(activation))
@@ -252,20 +249,24 @@ class _ModuleMap(Tangent):
         activation=None, # replaces every nn.ReLU; None: leaves them
         block:int=64 # rows of the Gram matrix at a time, each needing P numbers
     ):
-        own = copy.deepcopy(module).eval().requires_grad_(False)
-        self.module = own if activation is None else _replace_relu(own, activation)
+        self.trained = tuple(trained_parameters(module)) # the others are constants
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        if activation is not None: self.module = _replace_relu(self.module, activation)
         self.shape, self.activation, self.block = tuple(shape), activation, block
-        self.params = dict(self.module.named_parameters())
-        self.weights, self.d = list(self.params.values()), math.prod(shape)
+        self._look_up()
+        self.d = math.prod(shape)
         self.outputs = self.logits(self.weights[0].new_zeros(1, self.d)).shape[1]
+    def _look_up(self): # one copy of the parameters, not three
+        every = dict(self.module.named_parameters())
+        self.params = {name: every[name] for name in self.trained}
+        self.weights = list(self.params.values())
     def with_activation(self, activation)->Self:
         other = copy.copy(self)
         other.module, other.activation = _replace_relu(self.module, activation), activation
         return other
     def to(self, device=None, dtype=None)->Self:
         other = super().to(device, dtype)
-        other.params = dict(other.module.named_parameters()) # one copy, not three
-        other.weights = list(other.params.values())
+        other._look_up()
         return other
     def _call(self, params, x):
         out = functional_call(self.module, params, (x.view(len(x), *self.shape),))
@@ -276,12 +277,15 @@ class _ModuleMap(Tangent):
     def features(self, x:Tensor, cotangent:Tensor)->tuple: return x, cotangent
 
 # %% ../nbs/support/tangents.ipynb #1e87b232
-def _blocked_gram(rows, a, b, block, others=None):
-    "rows(*a) @ others(*b).T, `block` rows of each at a time; None: those of a, rows"
+def _blocked_gram(rows, a, b, block, others=None, few=False):
+    "rows(*a) @ others(*b).T, `block` rows at a time, or made once (few); None: those of a"
     b, others = a if b is None else b, others or rows
     split = lambda fs: list(zip(*(z.split(block) for z in fs)))
-    left = split(a)
-    right = left if b is a and others is rows else split(b)
+    left, same = split(a), b is a and others is rows
+    if same and few:
+        made = torch.cat([rows(*one) for one in left])
+        return made @ made.T
+    right = left if same else split(b)
     return torch.cat([
         torch.cat([own @ (own if two is one else others(*two)).T for two in right], dim=1)
         for one in left for own in [rows(*one)]])
@@ -300,14 +304,17 @@ class ModuleTangent(_ModuleMap):
         with torch.enable_grad():
             x = fs[0].detach().requires_grad_()
             out = self.along((x, fs[1]), vector)
-            grad, = torch.autograd.grad((out*fs[1]).sum(), x)
-            return AlongAndGrad(out.detach(), grad)
+            return AlongAndGrad(out.detach(), *torch.autograd.grad((out*fs[1]).sum(), x))
     def _rows(self, x, c): # (k, P)
         one = lambda x, c: vjp(lambda p: (self._call(p, x[None])[0]*c).sum(),
                                self.params)[1](x.new_ones(()))[0]
-        return torch.cat([g.flatten(1) for g in vmap(one)(x, c).values()], dim=1)
+        try: return torch.cat([g.flatten(1) for g in vmap(one)(x, c).values()], dim=1)
+        except RuntimeError: # what vmap cannot do, such as an LSTM in plain operations
+            return torch.stack([torch.cat([g.flatten() for g in one(*pair).values()])
+                                for pair in zip(x, c)])
     def gram(self, a, b=None, other=None)->Tensor: # blocks of rows against blocks of rows
-        return _blocked_gram(self._rows, a, b, self.block, other and other._rows)
+        few = len(a[0])*sum(w.numel() for w in self.weights) <= 3e7
+        return _blocked_gram(self._rows, a, b, self.block, other and other._rows, few)
 
 # %% ../nbs/support/tangents.ipynb #a2a526bd
 def softened(
@@ -328,7 +335,6 @@ def _check_network(name, model):
     require(len(kinds) == 1, name, f'<parameters on {sorted(map(str, kinds))}>',
             'of one dtype on one device', f'use {name}.to(device, dtype)')
 
-# %% ../nbs/support/tangents.ipynb #acbd7ca6
 def tangent_of(
     model:nn.Module, # an `MLP` with any activation, or another module
     activation, # takes the place of ReLU; another activation of an `MLP` stays
@@ -338,7 +344,9 @@ def tangent_of(
     "The tangent map of a network, its ReLU softened"
     _check_network(name, model)
     if isinstance(model, MLP):
-        return PerceptronTangent(model, activation if is_relu(model.activation) else None)
+        soft = activation if is_relu(model.activation) else None
+        if not frozen_parameters(model): return PerceptronTangent(model, soft)
+        return ModuleTangent(model, (model.widths[0],), soft)
     require(shape is not None, 'shape', shape,
             'the shape of one input for a model that is no MLP',
             'for example shape=(1, 28, 28)')
@@ -442,7 +450,6 @@ def _sketched(T, rank):
     Q = torch.linalg.qr(full @ sketch)[0]
     return Q, Q.T @ full
 
-# %% ../nbs/support/tangents.ipynb #4fce59c1
 def _thin_factors(
     T:Tensor, # (b, a)
     noise:float # Frobenius norm of what in T is rounding already
@@ -505,7 +512,6 @@ def _propagate(network, fs, sources): # [(k, width l)]
         tangents.append(t)
     return tangents
 
-# %% ../nbs/support/tangents.ipynb #057b9cc5
 class _GramTangents(_GramParts):
     "Derivatives of the pre-activations along target and residual, in the Gram form"
     def kernels(self, fs:TangentFeatures)->list: # [(h h' + 1, delta delta')], (k, k) each
@@ -564,7 +570,6 @@ class _GramGradient(_GramTangents):
 # below this part of |target|^2 the Gram form loses digits of the value (three, at worst)
 CANCELS = {torch.float32: 1e-3, torch.float64: 1e-10}
 
-# %% ../nbs/support/tangents.ipynb #83b56285
 class GramForm(_GramGradient):
     """Value and gradients of a perceptron's objective without forming the residual.
 

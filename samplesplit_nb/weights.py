@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from .checkpoints import (check_tensors, file_size, load_weights,
     read_checkpoint, refuse_several, save_weights, unwrapped)
 from .checks import require, shown
-from .networks import MLP, mlp_from_weights
+from .networks import MLP, frozen_parameters, mlp_from_weights
 
 # %% ../nbs/support/weights.ipynb #bf5321b4
 def _words(module):
@@ -84,6 +84,15 @@ def _completed(own, weights):
     return weights | {name: weights[of[name]] for name in of if of[name] is not None
                       and name not in weights} | {
         name: value for name, value in own.items() if name not in weights and left_out(name)}
+
+# %% ../nbs/support/weights.ipynb #5afe00f2
+def _flagged(model, module):
+    "The module: what it says was trained; ValueError where that is nothing"
+    flags = [p.requires_grad for p in model.parameters()]
+    require(any(flags), 'module', getattr(module, '__name__', module),
+            'of a network with trained weights', 'all its parameters are frozen: leave '
+            'requires_grad as it was in training' if flags else 'this one has no parameters')
+    return model.requires_grad_(False) if all(flags) else model
 
 # %% ../nbs/support/weights.ipynb #3e1f0003
 def _beginnings(names):
@@ -183,15 +192,16 @@ def load_network(
     module:str|Callable|None=None, # PKG:FACTORY or what returns it; None: a perceptron
     activation=None, # of a perceptron; None: exact ReLU
     device=None # as torch takes it; None: the CPU
-)->torch.nn.Module: # without gradients of its weights, in float32 or float64
+)->torch.nn.Module: # in float32 or float64; a weight has a gradient only beside frozen ones
     """The network in a checkpoint; nothing in the file is ever run
 
     FileNotFoundError, or ValueError for weights that do not fit."""
-    if module: model = _filled(_made(module), read_checkpoint(path), path)
-    else:
-        weights = load_weights(path)
-        model = mlp_from_weights(weights, *filter(None, [activation]))
-        _note_width(model, weights)
+    if module:
+        model = _flagged(_filled(_made(module), read_checkpoint(path), path), module)
+        return model.to(device)
+    weights = load_weights(path)
+    model = mlp_from_weights(weights, *filter(None, [activation]))
+    _note_width(model, weights)
     return model.requires_grad_(False).to(device)
 
 # %% ../nbs/support/weights.ipynb #d579c8ef
@@ -279,11 +289,13 @@ class Description:
     bias:str='' # 'all', 'first' or 'none': where a perceptron has them
     module:str='' # name of the class, if it is no perceptron
     stored_in:str='' # dtypes in the file, where some are narrower than `dtype`
+    frozen:int=0 # how many of the numbers were not trained
 
     def record(self)->dict: # plain values
         "What is known, by name"
-        common = dict(parameters=self.parameters, dtype=self.dtype) | (
-            dict(stored_in=self.stored_in) if self.stored_in else {})
+        common = dict(parameters=self.parameters, dtype=self.dtype)
+        if self.stored_in: common |= dict(stored_in=self.stored_in)
+        if self.frozen: common |= dict(frozen=self.frozen)
         if self.module: return common | dict(module=self.module, homogeneous=None)
         return common | dict(widths=self.widths, bias=self.bias, homogeneous=self.homogeneous)
 
@@ -292,7 +304,8 @@ class Description:
             'all': ', biases in all layers', 'first': ', bias in the first layer only',
             'none': ', no biases'}[self.bias]
         stored = f', exact (stored in {self.stored_in})' if self.stored_in else ''
-        return f'{head}; {self.parameters:,} parameters in {self.dtype}{stored}'
+        frozen = f', {self.frozen:,} of them frozen' if self.frozen else ''
+        return f'{head}; {self.parameters:,} parameters in {self.dtype}{stored}{frozen}'
 
 # %% ../nbs/support/weights.ipynb #5afe0042
 def describe(
@@ -303,7 +316,9 @@ def describe(
     size, dtype = sum(p.numel() for p in params), str(params[0].dtype).removeprefix('torch.')
     stored = getattr(model, 'stored_in', '') # from `load_network`
     if not isinstance(stored, str): stored = ''
+    frozen = sum(p.numel() for p in frozen_parameters(model).values())
     if not isinstance(model, MLP): return Description(
-        size, dtype, None, module=type(model).__name__, stored_in=stored)
-    return Description(size, dtype, model.bias != 'all' or len(model.widths) == 2,
-                       model.widths, model.bias, stored_in=stored)
+        size, dtype, None, module=type(model).__name__, stored_in=stored, frozen=frozen)
+    scales = None if frozen else model.bias != 'all' or len(model.widths) == 2
+    return Description(size, dtype, scales, model.widths, model.bias, stored_in=stored,
+                       frozen=frozen)

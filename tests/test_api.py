@@ -28,10 +28,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = tuple(
     '''
-    identifiability objectives splitting convergence experiments inversion peeling
-    checks tables networks decomposition eigenvectors tangents penalties presets optimisers descent lanczos
-    tidy rules storage checkpoints weights certificates training preprocessing data metrics settings records
-    problems runs search figures studies claims options answers fit given attacks commands cli
+    identifiability objectives splitting convergence experiments inversion shallow steps peeling
+    checks tables networks perceptrons decomposition eigenvectors tangents plain validator penalties presets
+    optimisers descent lanczos tidy rules storage checkpoints weights certificates training preprocessing
+    arrayfiles folders data metrics settings records problems runs search figures studies claims options
+    answers fit given attacks commands cli
     '''.split()
 )  # the order of CONTRIBUTING.md
 SHAPE = re.compile(

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 from samplesplit_nb import data as D
-from samplesplit_nb.data import CHECKSUMS, load_data, load_images
+from samplesplit_nb.data import CHECKSUMS, NO_MEAN, load_data, load_images
 
 has_files = pytest.mark.skipif(
     not os.environ.get('SAMPLESPLIT_DATA'), reason='SAMPLESPLIT_DATA names no folder'
@@ -88,7 +88,7 @@ def test_nothing_is_ever_unpickled(tmp_path):
         ('own.npz', lambda: load_images(tmp_path / 'own.npz')),
     ):
         np.savez(
-            tmp_path / name, x_train=np.array([Bomb()]), images=np.array([Bomb()]), y_train=np.zeros(1, int)
+            tmp_path / name, x_train=np.array([Bomb()]), y_train=np.zeros(1, int)
         )
         with pytest.raises(ValueError, match='Object arrays'):
             load()
@@ -213,7 +213,7 @@ def test_torchvision_built_for_another_torch_is_imported_after_declaring_its_ope
 
 @given(
     arrays(
-        np.uint8, st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5), st.sampled_from([1, 3]))
+        np.uint8, st.tuples(st.integers(2, 4), st.integers(1, 5), st.integers(1, 5), st.sampled_from([1, 3]))
     )
 )
 def test_every_byte_array_comes_back_to_the_byte(images):
@@ -222,7 +222,8 @@ def test_every_byte_array_comes_back_to_the_byte(images):
         d = load_images(f'{folder}/a.npz', labels=1)
     want = images[..., 0] if images.shape[-1] == 1 else images
     assert d.shape == want.shape[1:] and (np.round(255 * d.pixels(d.X)) == want).all()
-    np.testing.assert_allclose(d.X.mean(0), 0, atol=1e-15)
+    if NO_MEAN not in d.notes:  # they are not all the same
+        np.testing.assert_allclose(d.X.mean(0), 0, atol=1e-15)
 
 
 def test_order_of_classes_and_draws(tmp_path):
@@ -284,7 +285,7 @@ def test_grey_and_size_make_images_alike(tmp_path):
     save_png(tmp_path / 'a.png', np.full((8, 8), 51, np.uint8))
     save_png(tmp_path / 'b.jpg', np.full((4, 6, 3), 51, np.uint8))
     for kw in ({}, dict(size=4), dict(gray=True)):
-        with pytest.raises(ValueError, match='1 of .*, 1 of .*size='):
+        with pytest.raises(ValueError, match='1 of .*, 1 of .*give `size`'):
             load_images(tmp_path, labels=1, **kw)
     d = load_images(tmp_path, labels=1, gray=True, size=(4, 5))
     assert d.shape == (4, 5)
@@ -297,12 +298,12 @@ def test_grey_and_size_make_images_alike(tmp_path):
 @pytest.mark.parametrize(
     'images, says',
     [
-        (np.zeros((2, 3, 8, 8), np.uint8), 'channels last'),
+        (np.zeros((2, 2, 8, 8), np.uint8), '1, 3 or 4 channels'),
         (np.zeros((2, 4), np.uint8), r'shape \(2, 4\)'),
         (np.zeros((0, 4, 4), np.uint8), r'shape \(0, 4, 4\)'),
         (np.full((2, 4, 4), 255.0), 'float64, 255.0 to 255.0'),
         (np.full((2, 4, 4), -0.1), '-0.1 to'),
-        (np.full((2, 4, 4), np.nan), 'nan to nan'),
+        (np.full((2, 4, 4), np.nan), '32 of 32 pixels nan'),
         (np.zeros((2, 4, 4), int), 'int64, 0 to 0'),
         (np.zeros((2, 4, 4), complex), 'no numbers'),
     ],
@@ -320,8 +321,7 @@ def test_folders_that_do_not_say_what_they_hold_are_refused(tmp_path):
     with pytest.raises(ValueError, match='a folder with images'):
         load_images(tmp_path)
     save_png(tmp_path / 'a.png', np.zeros((3, 3), np.uint8))
-    with pytest.raises(ValueError, match='labels=None.*sub-folder per class'):
-        load_images(tmp_path)
+    assert load_images(tmp_path).classes == (tmp_path.stem,)  # no sub-folders: one class
     with pytest.raises(ValueError, match=r'labels=<int64 \(2,\)>'):
         load_images(tmp_path, labels=[1, 2])
     (tmp_path / 'b.png').write_bytes(b'not an image')
@@ -331,10 +331,8 @@ def test_folders_that_do_not_say_what_they_hold_are_refused(tmp_path):
     save_png(tmp_path / 'sub' / 'c.png', np.zeros((3, 3), np.uint8))
     with pytest.raises(ValueError, match='1 of 2 images lie in no sub-folder'):
         load_images(tmp_path)
-    with pytest.raises(ValueError, match='a.png: .*whole .npz'):
-        load_images(tmp_path / 'a.png')
     np.savez(tmp_path / 'empty.npz', pictures=np.zeros(3))
-    with pytest.raises(ValueError, match='with x_train or images'):
+    with pytest.raises(ValueError, match='with one of images, x_train'):
         load_images(tmp_path / 'empty.npz')
 
 

@@ -1,6 +1,6 @@
 "Sweeps, boundaries, controls and bad input behind beyond/inversion"
 
-import copy, functools, math, time
+import copy, functools, math, re, time
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -593,7 +593,7 @@ def test_a_training_run_gives_most_samples_nearly(momentum):
     error = nearest(FACES.X, found.X)[0]
     assert (error < APART / 2).sum() >= 8
     assert error.min() > 1e-6  # it is not one gradient
-    assert 'candidates for 10 samples' in found.sentence
+    assert re.match(r'(8|9|10) inputs found of 10 counted, nearly', found.sentence)
 
 
 def test_controls_of_the_training_run():

@@ -267,7 +267,7 @@ def test_a_function_of_ones_own_on_the_command_line(tmp_path, cli, monkeypatch):
 
 def test_a_file_cannot_name_code_to_run(tmp_path, cli):
     "A stranger's file that names a function: refused, and the module is not even imported"
-    about = dict(preprocessing='--preprocess antigravity:geohash', data=dict(n=4))
+    about = dict(preprocessing='--preprocess antigravity:geohash', selection=dict(n=4))
     np.savez(tmp_path / 'r.npz', x=np.zeros((2, 625)), about=np.array(json.dumps(about)))
     status, _, err = cli('evaluate', '--reconstruction', tmp_path / 'r.npz', '--data', 'faces')
     assert status == 2 and len(err.strip().splitlines()) == 1 and 'antigravity' not in sys.modules
@@ -282,7 +282,8 @@ BROKEN = {
     'list': dict(about=np.array('[1]')),
     'words': dict(mean=np.array(['a'] * 625)),
     'stored mean': dict(about=np.array(json.dumps(dict(preprocessing='--mean x --std y')))),
-    'stored n': dict(about=np.array(json.dumps(dict(data=dict(n='many'))))),
+    'stored n': dict(about=np.array(json.dumps(dict(selection=dict(n='many'))))),
+    'stored size': dict(about=np.array(json.dumps(dict(selection=dict(size=[[1]]))))),
     'data': dict(about=np.array(json.dumps(dict(data=[1])))),
 }
 
@@ -514,4 +515,4 @@ def test_training_takes_the_same_words(tmp_path, cli):
     found = json.loads(cli('invert', *files, *words, '--out', tmp_path, '--json')[1])
     assert found['scores'][0]['beat_both'] == 4 and found['scores'][0]['mean_l2'] < 0.01
     said = cli('certify', *files[:2], *words)[1]
-    assert 'data: the network fits these images' in said
+    assert 'fit: the network fits these images' in said

@@ -109,7 +109,8 @@ def main():
         f'\nmilliseconds; m = 1000, {torch.get_num_threads()} threads, torch {torch.__version__}',
     )
     if a.out:
-        save_json(a.out, dict(threads=torch.get_num_threads(), torch=torch.__version__, cases=cases))
+        found = dict(threads=torch.get_num_threads(), torch=torch.__version__, cases=cases)
+        save_json(a.out, found, sealed=True)
 
 
 if __name__ == '__main__':

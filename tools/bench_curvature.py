@@ -73,7 +73,8 @@ def main():
         )
     print(f'{torch.get_num_threads()} threads, torch {torch.__version__}, float32, m = 1000')
     if a.out:
-        save_json(a.out, dict(threads=torch.get_num_threads(), torch=torch.__version__, cases=cases))
+        found = dict(threads=torch.get_num_threads(), torch=torch.__version__, cases=cases)
+        save_json(a.out, found, sealed=True)
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@
 __all__ = ['certify_file', 'reconstruct_file', 'invert_files', 'evaluate']
 
 # %% ../nbs/support/attacks.ipynb #attacks-imports
-import copy, time
+import copy, json, re, time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +18,12 @@ from .answers import Answer, begin, writable_folder
 from .certificates import WeightsCertificate, certify
 from .checks import (
     pick_device, printable, require, require_count, require_finite, require_memory)
-from .data import ImageData, class_numbers
+from .data import class_numbers
 from .descent import Reconstruction, ReconstructionError, Running
 from .figures import candidates_figure, matches_figure
 from .given import (
-    about_images, candidate_scores, images_given, say_images, task_of)
+    Known, about_images, candidate_scores, images_given, images_mark, in_pixels, known_images,
+    plain_images, preprocessing_told, say_images, task_for, to_pictures, told_option)
 from .inversion import Inversion
 from .metrics import score_text
 from .networks import MLP, Polynomial, is_relu
@@ -30,6 +31,7 @@ from .objectives import ReconstructionObjective
 from .perceptrons import LIKELY, activation_named, perceptron, perceptron_in
 from .options import (METHODS, CertifyOptions, EvaluateOptions, InvertOptions,
     ReconstructOptions, require_positive)
+from .preprocessing import Preprocessing
 from .presets import PRESETS, preset
 from samplesplit_nb.problems import (
     ATTACKS, Start, draw_start, make_descent, make_objective, make_splitting,
@@ -40,8 +42,7 @@ from .splitting import Splitting, reconstruct
 from .steps import invert_step
 from .storage import Checkpoint, load_arrays, save_arrays, save_figure, save_json
 from .validator import Prepared, prepared
-from .weights import (PICTURES, InputShape, describe, input_shape, load_network,
-    pictures_to_rows, rows_to_pictures)
+from .weights import PICTURES, InputShape, describe, input_shape, load_network
 
 # %% ../nbs/support/attacks.ipynb #c0330056
 def _outputs(model, takes):
@@ -65,15 +66,23 @@ def _on_rows(model, shape):
     return model
 
 # %% ../nbs/support/attacks.ipynb #189aae83
-def _on_data(o, model, takes, outputs):
-    "(network that takes rows, images (n, d) as it takes them, labels (n,), `ImageData`)"
-    data, param = images_given(o, task_of(outputs > 1), takes.d), next(model.parameters())
-    y = class_numbers(data, outputs)
-    require(outputs == 1 or int(y.max()) < outputs, 'data', o.data,
-            f'of at most {outputs} classes, one for each output',
-            'name the data that it was trained on')
+def _on_data(model, known, outputs):
+    "(network that takes rows, images (n, d) as it takes them, labels (n,))"
+    param, takes = next(model.parameters()), known.takes
     net = model if takes.rows else _on_rows(model, takes.shape)
-    return net, pictures_to_rows(data.X, takes.shape).to(param), y.to(param.device), data
+    return net, known.inputs.to(param), class_numbers(known.plain, outputs).to(param.device)
+
+# %% ../nbs/support/attacks.ipynb #attacks-fit
+def _say_fit(say, known):
+    "Whether the network fits the images that are said to be its training data"
+    if known is None: return
+    say_images(say, known.plain)
+    if known.note: say(known.note)
+    say(f'fit: {known.fit.sentence}')
+
+def _fit_record(known): # of no images, or none that can be told apart: nothing
+    return {} if known is None else dict(fit=known.fit.record())
+
 
 # %% ../nbs/support/attacks.ipynb #883b49e3
 def certify_file(
@@ -92,15 +101,17 @@ def certify_file(
     takes, about = input_shape(model, o.shape), describe(model)
     say(f'network: {about}')
     for f in findings: say(str(f))
-    net, X, y, data = (_on_data(o, model, takes, _outputs(model, takes)) if o.data
-                       else (model, None, None, None))
-    say_images(say, data)
+    known = known_images(o, model, takes) if o.data else None
+    net, X, y = (model, None, None) if known is None else _on_data(
+        model, known, _outputs(model, takes))
+    _say_fit(say, known)
     found = certify(net, X, y, n=20 if X is None and o.n is None else o.n, degree=o.degree,
                     homogeneous=about.homogeneous, d=takes.d)
     say(str(found))
-    told = None if data is None else about_images(o, data)
+    told = None if known is None else about_images(o, known.data)
     return say.answer(found, dict(command='certify', weights=str(o.weights), data=told,
-                                  network=about.record(), **_records(findings))
+                                  network=about.record(), **_records(findings),
+                                  **_fit_record(known))
                       | found.record())
 
 # %% ../nbs/support/attacks.ipynb #7b0b9f0c
@@ -157,7 +168,7 @@ class _Prepared:
     method:str
     model:Module
     takes:InputShape
-    data:ImageData|None # the truth, for scoring only
+    data:Known|None # the truth, for scoring only
     experiment:Experiment
     objective:ReconstructionObjective
     start:Start
@@ -183,32 +194,74 @@ def _prepare(o):
     _check_attack(o, method, _outputs(model, takes))
     dtype = next(model.parameters()).dtype
     init:Any = _before(o, model).to(dtype) if o.init else None
-    data = images_given(o, task_of(ATTACKS[method].classes), takes.d) if o.data else None
-    e = _settings(o, method, str(dtype).removeprefix('torch.'))
+    data = known_images(o, model, takes, init) if o.data else None
+    takes = takes if data is None else data.takes
+    box = preprocessing_told(o, takes)[1]
+    e = replace(_settings(o, method, str(dtype).removeprefix('torch.')),
+                box='none' if box is None else 'pixels')
     shape = None if takes.rows else takes.shape
     _require_room(e, takes.d, dtype, next(model.parameters()).device)
-    objective = make_objective(e, model, init, e.k, shape=shape, chunk_size=o.chunk_size)
+    objective = make_objective(e, model, init, e.k, box, shape, o.chunk_size)
     require_traces(objective, e.k)
     return _Prepared(method, model, takes, data, e, objective, draw_start(e, objective, e.k),
                      make_splitting(e) if e.splits and not o.no_split else None, findings)
 
 # %% ../nbs/support/attacks.ipynb #c4d75d72
-def _save_found(o, out, takes, data, arrays, record, say):
-    "Write arrays (x, lam, ...), pictures and the record, and say so; the record with scores"
-    save_arrays(out/'reconstruction.npz', **arrays,
-                shape=np.array(takes.shape or (), dtype=int))
-    rows, picture = rows_to_pictures(arrays['x'], takes.shape)
-    written = ['reconstruction.npz', 'reconstruction.json']
-    if data is not None and len(rows):
-        record |= dict(data=about_images(o, data),
-                       scores=candidate_scores(o, data, {'reconstruction': rows}))
-        save_figure(out/'reconstructions.png', matches_figure(rows, data))
-        written.append('reconstructions.png')
+def _way(o, takes, known):
+    "The preprocessing, as far as it is known; None: not at all"
+    return preprocessing_told(o, takes)[0] if known is None else known.data.preprocessing
+
+def _pictures(o, out, takes, known, arrays):
+    "Draw the candidates, and beside the images where the network fits them; names of files"
+    way = _way(o, takes, known)
+    rows, picture = to_pictures(arrays['x'], takes.shape, None if way is None else way.order)
+    names = []
+    if known is not None and known.fit.good and way.invertible and len(rows):
+        pixels = in_pixels(rows, way, known.plain.mean)
+        save_figure(out/'reconstructions.png', matches_figure(pixels, known.plain))
+        names.append('reconstructions.png')
     if picture is not None and len(rows):
+        if way is not None and way.invertible: rows = rows*way.std.to(rows)
         save_figure(out/'candidates.png', candidates_figure(rows, arrays['lam'], picture))
-        written.append('candidates.png')
+        names.append('candidates.png')
+    return names
+
+
+# %% ../nbs/support/attacks.ipynb #attacks-kept
+def _kept(o, takes, known, about):
+    "Arrays from which `evaluate` learns what the candidates are"
+    way = _way(o, takes, known)
+    kept = dict(shape=np.array(takes.shape or (), dtype=int),
+                about=np.array(json.dumps(about)))
+    if way is None or not way.invertible: return kept
+    return kept | dict(mean=way.mean, std=way.std,
+                       **{} if way.order is None else dict(order=way.order))
+
+def _scores(o, known, x):
+    "Scores of candidates (k, d), as the network takes them, on images that it fits"
+    if known is None or not len(x) or not known.fit.good: return {}
+    rows = to_pictures(x, known.takes.shape, known.order).rows
+    return dict(scores=candidate_scores(o, known.plain, {'reconstruction': rows},
+                                        known.data.preprocessing))
+
+
+# %% ../nbs/support/attacks.ipynb #attacks-save-found
+def _save_found(o, out, takes, known, arrays, record, say):
+    "Write arrays (x, lam, ...), pictures and the record, and say so; the record with scores"
+    takes = takes if known is None else known.takes
+    about = {} if known is None or not len(arrays['x']) else dict(
+        data=about_images(o, known.data), **_fit_record(known))
+    about['selection'] = dict(n=o.n, data_seed=o.data_seed, gray=o.gray,
+                              size=None if o.size is None else list(o.size))
+    about['preprocessing'] = about.get('data', {}).get('preprocessing') or told_option(o)
+    save_arrays(out/'reconstruction.npz', **arrays, **_kept(o, takes, known, about))
+    del about['selection'] # is in `data`
+    record |= about | _scores(o, known, arrays['x'])
+    drawn = _pictures(o, out, takes, known, arrays)
     save_json(out/'reconstruction.json', record)
-    for name in written: say.wrote(out/name)
+    for name in ('reconstruction.npz', 'reconstruction.json', *drawn): say.wrote(out/name)
+    if known is not None and not known.fit.good: say(
+        'no scores: they would say nothing of the attack, see above')
     return record
 
 # %% ../nbs/support/attacks.ipynb #c033002d
@@ -285,7 +338,7 @@ def reconstruct_file(
     out, ready = writable_folder(o.out), _prepare(o)
     about, e = _say_network(say, ready.model, o.module), ready.experiment
     for f in ready.findings: say(str(f))
-    say_images(say, ready.data)
+    _say_fit(say, ready.data)
     if ready.method != 'ntk' and about.homogeneous is False: say(
         'note: with a bias after the first layer the network is not homogeneous, and the KKT '
         'conditions need not hold; --method ntk needs the weights before training')
@@ -316,7 +369,7 @@ class _Pair:
     after:MLP
     inputs:Callable # from what the first layer takes to what the model takes
     takes:InputShape
-    data:ImageData|None
+    data:Known|None
 
 def _pair(o, model, init, takes):
     "(before, after, inputs) as perceptrons; ValueError for a module that is none"
@@ -346,7 +399,7 @@ def _ready_to_invert(o):
     model = load_network(o.weights, o.module, device=pick_device(o.device))
     init, takes = _before(o, model), _takes(model, o.shape)
     before, after, inputs = _pair(o, model, init, takes)
-    data = images_given(o, task_of(_outputs(model, takes) > 1), takes.d) if o.data else None
+    data = known_images(o, model, takes, init) if o.data else None
     return _Pair(model, before, after, inputs, takes, data)
 
 # %% ../nbs/support/attacks.ipynb #c0330038
@@ -394,7 +447,7 @@ def invert_files(
     ready = _ready_to_invert(o)
     _say_network(say, ready.model, o.module, _functions(ready.before)*bool(
         o.activation or o.module), '--activation names any other')
-    say_images(say, ready.data)
+    _say_fit(say, ready.data)
     start = time.perf_counter()
     answer = _inversion(o, ready)
     found, seconds = answer.found, time.perf_counter() - start
@@ -422,14 +475,86 @@ def _read_found(path):
     return arrays
 
 # %% ../nbs/support/attacks.ipynb #c033003f
-def _candidates(arrays):
-    "Name -> rows (k, d) that can be drawn and scored, of what a file holds"
+def _candidates(arrays, order=None):
+    "Name -> rows (k, d) pixel by pixel, in the values that the network takes, of a file"
     shape = tuple(arrays['shape'].tolist()) if 'shape' in arrays else ()
     found = {k: torch.from_numpy(v) for k, v in arrays.items()
              if k == 'x' or k.startswith('x_')}
     for x in found.values(): require_finite('x', x, 'reconstruct again with a smaller `lr`')
-    return {'reconstruction' if k == 'x' else k[2:]: rows_to_pictures(x, shape).rows
+    return {'reconstruction' if k == 'x' else k[2:]: to_pictures(x, shape, order).rows
             for k, x in found.items()}
+
+# %% ../nbs/support/attacks.ipynb #attacks-told
+def _numbers(selection): # whole numbers, or lists of them
+    return all(isinstance(w, int|None) for v in selection.values()
+               for w in (v if isinstance(v, list) else [v]))
+
+def _told(path, arrays):
+    "(what a file says in words, its `Preprocessing` or None); ValueError for a damaged one"
+    bad, about, way = '', {}, None # type: str, dict, Any
+    d = next(v.shape[1] for k, v in arrays.items() if k == 'x' or k.startswith('x_'))
+    try:
+        if 'about' in arrays: about = dict(json.loads(str(arrays['about'])))
+        parts = [about.get(name) or {} for name in ('data', 'fit', 'selection')]
+        if not (all(isinstance(part, dict) for part in parts) and _numbers(parts[2])):
+            bad = 'about'
+        if 'mean' in arrays:
+            mean = torch.from_numpy(arrays['mean']).double()
+            std = torch.from_numpy(arrays.get('std', np.ones(d))).double()
+            order = torch.from_numpy(arrays['order']).long() if 'order' in arrays else None
+            way = Preprocessing(mean, std, str(about.get('preprocessing', '')), order)
+            whole = torch.isfinite(mean/std).all() and mean.shape == std.shape == (d,)
+            if order is not None: whole &= order.sort().values.equal(torch.arange(d))
+            if not whole: bad = 'mean, std or order'
+    except (ValueError, TypeError, RuntimeError) as e: bad = f'{type(e).__name__}: {e}'
+    require(not bad, 'reconstruction', f'<{path}: {bad}>', 'as an attack wrote it',
+            'reconstruct again')
+    return about, way
+
+
+# %% ../nbs/support/attacks.ipynb #attacks-as-told
+def _as_told(o, about, way=None):
+    "The options, with what the file says where they say nothing"
+    chosen, option = about.get('selection') or {}, str(about.get('preprocessing', ''))
+    said = re.fullmatch(r'--mean (.+) --std (.+)', option)
+    if said and _silent(o): o = replace(o, mean=said[1], std=said[2])
+    lost = way is None and option.startswith('--preprocess') # there is no formula of it
+    require(not (lost and _silent(o)), 'preprocess', None,
+            f'given, for the attack was told {option}', 'nothing that a file names is run')
+    return replace(o, gray=o.gray or chosen.get('gray') is True, **{
+        name: chosen.get(name) if getattr(o, name) is None else getattr(o, name)
+        for name in ('n', 'data_seed', 'size')})
+
+def _silent(o): # about the preprocessing
+    return (o.mean, o.std, o.preprocess) == (None,)*3
+
+
+# %% ../nbs/support/attacks.ipynb #attacks-outputs
+def _outputs_told(arrays):
+    "How many outputs the network has, by the multipliers or the labels of its candidates"
+    lam, labels = (arrays.get(name, np.zeros(0)) for name in ('lam', 'labels'))
+    if lam.ndim == 2: return lam.shape[1]
+    return max(int(labels.max()) + 1, 2) if labels.dtype.kind == 'i' and labels.size else 1
+
+def _notes(o, about, data, restated):
+    "What is given against what is stored, in sentences"
+    told, then = about.get('preprocessing'), about.get('data') or {}
+    option = data.preprocessing.option
+    if restated and told and option != told:
+        yield f'note: the attack was told {told}; scored with {option}'
+    if then and then.get('digest') != images_mark(data): yield (
+        f"note: other images than the {then.get('n')} of {then.get('name')} that the attack "
+        'was told of')
+
+
+# %% ../nbs/support/attacks.ipynb #attacks-size
+def _check_size(o, way, data, named):
+    "ValueError unless candidates and images have as many numbers"
+    d, own = next(iter(named.values())).shape[1], (
+        way(data.to_pixels(data.X)) if data.preprocessing.invertible else data.X).shape[1]
+    require(d == own, 'data', o.data, f'of {d} numbers an image, which the network takes; '
+            f'this has {own}', 'name the data that it was trained on')
+
 
 # %% ../nbs/support/attacks.ipynb #c0330041
 def evaluate(
@@ -440,11 +565,23 @@ def evaluate(
     "Score the candidates in a file, beside trivial guesses and on unseen images"
     o, say = begin(EvaluateOptions, options, hear, settings)
     arrays = _read_found(o.reconstruction)
-    classes = 'labels' in arrays and arrays['labels'].dtype.kind == 'i'
-    d = next(v.shape[1] for k, v in arrays.items() if k == 'x' or k.startswith('x_'))
-    data = images_given(o, task_of(classes), d)
-    rows = candidate_scores(o, data, _candidates(arrays))
+    about, way = _told(o.reconstruction, arrays)
+    restated, o = not _silent(o), _as_told(o, about, way)
+    task = task_for(_outputs_told(arrays))
+    data = images_given(o, task)
+    order = None if way is None else way.order
+    if restated or way is None: way = data.preprocessing
+    named = _candidates(arrays, order if way.order is None else way.order)
+    _check_size(o, way, data, named)
     say_images(say, data)
+    notes = list(_notes(o, about, data, restated))
+    for note in notes: say(note)
+    record = dict(command='evaluate', reconstruction=str(o.reconstruction),
+                  data=about_images(o, data) | dict(preprocessing=way.option), notes=notes)
+    fit = {} if notes else about.get('fit') or {}
+    if fit.get('verdict') in ('other', 'none'):
+        say(f"fit: {fit['sentence']}\nno scores: they would say nothing of the attack")
+        return say.answer([], record | dict(fit=fit))
+    rows = candidate_scores(o, plain_images(o, task), named, way)
     say.exactly(score_text(rows))
-    return say.answer(rows, dict(command='evaluate', reconstruction=str(o.reconstruction),
-                                 data=about_images(o, data), scores=rows))
+    return say.answer(rows, record | dict(scores=rows))

@@ -39,8 +39,9 @@ def _argument(hint)->dict[str, Any]:
     if get_origin(hint) is Literal: return dict(choices=get_args(hint))
     if get_origin(hint) is tuple: return _argument(get_args(hint)[0]) | dict(nargs='+')
     if get_origin(hint) is not Annotated: return dict(type=_READ.get(hint, hint))
-    kind, metavar = get_args(hint)
-    return dict(type=_READ.get(kind, kind), metavar=metavar)
+    kind, metavar, *several = get_args(hint)
+    more = dict(nargs='+') if several else dict(type=_READ.get(kind, kind))
+    return dict(metavar=metavar, **more)
 
 # %% ../nbs/support/cli.ipynb #c1100004
 def _option(name):
@@ -76,7 +77,9 @@ def _description(options):
 # %% ../nbs/support/cli.ipynb #c1100012
 def _groups(options)->dict: # class -> its fields; those of the command itself first
     "The fields of a command, grouped by the class from which it has them"
-    groups = {base: list(fields(base)) for base in options.__bases__ if base is not object}
+    own = {f.name: f for f in fields(options)} # with the defaults of this command
+    groups = {base: [own[f.name] for f in fields(base)]
+              for base in options.__bases__ if base is not object}
     shared = {f.name for of in groups.values() for f in of}
     return {options: [f for f in fields(options) if f.name not in shared], **groups}
 

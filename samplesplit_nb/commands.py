@@ -18,7 +18,8 @@ from .claims import (
     FIGURES, LEAST_SEEDS, Verdict, findings, improvement, interval_text, panels, paper_figure)
 from .experiments import save_result
 from .figures import WORDS
-from .given import about_images, images_given, say_images, task_of
+from .given import (
+    about_images, images_given, say_images, stated_options, task_of)
 from .options import (
     DemoOptions, FigureOptions, StudyOptions, TrainOptions, require_positive)
 from .problems import ATTACKS, Trained, train
@@ -57,14 +58,15 @@ def demo(
 def _victim(o, data):
     "The network to train, as an `Experiment`; ValueError where its training needs two classes"
     require_positive(o, 'width', 'steps')
-    ntk, own = o.method == 'ntk', OURS[o.method]
+    ntk, own, mean = o.method == 'ntk', OURS[o.method], stated_options(o)[0]
+    if not isinstance(mean, str): mean = 'training' # the images are made already
     require(not ntk or o.steps is None, 'steps', o.steps, 'left out for ntk',
             'that training is one exact solve')
     require(len(data.X) > 1 and (ntk or len(data.y.unique()) > 1), 'data', o.data, 'of two '
             f'images at least, for kkt and multiclass of two classes; it has {len(data.X)} of '
             f'{len(data.y.unique())}', 'add images, or use `method` ntk for one class')
     return Experiment(**own | dict(
-        data=o.data, n=len(data.X), data_seed=o.data_seed, mean=o.mean, seed=o.seed,
+        data=o.data, n=len(data.X), data_seed=o.data_seed, mean=mean, seed=o.seed,
         device=o.device, width=o.width or (500 if ntk else 1000),
         training_steps=0 if ntk else o.steps or own['training_steps']))
 

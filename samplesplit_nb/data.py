@@ -17,12 +17,13 @@ from torch import Tensor
 from .arrayfiles import attempt, read_arrays, read_batch, read_idx
 from .checks import is_count, printable, require, seeded, some, typed
 from .folders import SUFFIXES, alike, read_pictures
+from .preprocessing import Preprocessing
 
 # %% ../nbs/support/data.ipynb #55a9585e
 @dataclass(frozen=True)
 class ImageData:
     "n labelled images, ready for training"
-    X:Tensor # (n, d) float64, pixels in [0, 1] minus `mean`
+    X:Tensor # (n, d) float64, pixels in [0, 1] minus `mean`, or as `preprocessing` has it
     y:Tensor # (n,) labels: -1 / +1 in float64, or classes 0 to 9 in int64
     mean:Tensor # (d,) float64, the image that was subtracted
     shape:tuple # (height, width) or (height, width, channels)
@@ -31,16 +32,22 @@ class ImageData:
     index:Tensor|None=None # (n,) places in the file or sorted folder, from 0; None: not known
     files:tuple=() # n names, where the images are files of their own
     notes:tuple=() # sentences: what was passed over or decided while they were read
+    preprocessing:Preprocessing|None=None # from pixels to X; None: less `mean`
 
     @property
-    def box(self)->tuple: # (lower (d,), upper (d,))
-        "The values that a mean-subtracted pixel can take; whoever knows the mean knows them"
+    def box(self)->tuple|None: # (lower (d,), upper (d,)); None where there is no way back
+        "The values that a pixel can take in X; whoever knows the preprocessing knows them"
+        if self.preprocessing is not None: return self.preprocessing.box
         return -self.mean, 1 - self.mean
 
     def pixels(self, x:Tensor)->np.ndarray: # (k, *shape) in [0, 1]
-        "Images of mean-subtracted rows x (k, d): mean added, clipped to [0, 1]"
-        return ((x.detach().to(self.mean) + self.mean).clamp(0, 1)
-                .cpu().numpy().reshape(-1, *self.shape))
+        "Images of rows x (k, d), which are like X: in pixels, clipped to [0, 1]"
+        return self.to_pixels(x).clamp(0, 1).cpu().numpy().reshape(-1, *self.shape)
+
+    def to_pixels(self, x:Tensor)->Tensor: # (k, d) float64
+        "The pixels of rows x (k, d), not clipped; ValueError where there is no way back"
+        if self.preprocessing is not None: return self.preprocessing.pixels(x)
+        return x.detach().to(self.mean) + self.mean
 
     @property
     def counts(self)->dict: # name of a class -> how many of the n; {} where there are no names

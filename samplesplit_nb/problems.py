@@ -149,7 +149,7 @@ def make_objective(
     model:torch.nn.Module, # theta
     init:torch.nn.Module, # theta_0, for ntk only
     k:int, # candidates
-    pixels:tuple=(-1., 1.), # what box='pixels' means: (lower, upper)
+    pixels:tuple|None=(-1., 1.), # what box='pixels' means: (lower, upper)
     shape:tuple|None=None, # of one input, for a network that is no MLP
     chunk_size:int|None=None # candidates at a time; None: all
 )->ReconstructionObjective:

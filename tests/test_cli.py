@@ -368,9 +368,8 @@ def test_json_is_one_object_and_repeats_itself(trained, tmp_path, cli):
         records.append((record, dict(np.load(tmp_path / name / 'reconstruction.npz'))))
     (a, arrays), (b, same) = records
     assert a == b and all(np.array_equal(arrays[k], same[k]) for k in arrays)
-    assert set(arrays) == {'x', 'lam', 'origins', 'shape'} and len(arrays['x']) == a['candidates'] == len(
-        arrays['origins']
-    )
+    assert set(arrays) == {'x', 'lam', 'origins', 'shape', 'about'}
+    assert len(arrays['x']) == a['candidates'] == len(arrays['origins'])
     assert [s['step'] for s in a['splits']] == [15, 30, 45] and a['history']['step'][-1] == 60
     status, out, _ = cli(
         *attack(trained, '-k', '6', '--steps', '60', '--no-split', '--json', '--out', tmp_path / 'plain')
@@ -781,6 +780,7 @@ def test_a_module_with_colours_and_with_classes(tmp_path, cli, monkeypatch):
         '--device',
         'cpu',
     ]
+    monkeypatch.setattr(given, 'unseen_images', lambda *_: None)
     monkeypatch.setattr(given, 'load_collection', lambda *_, **__: three)
     status, out, err = cli(*words)
     assert status == 0, err
@@ -1013,7 +1013,7 @@ def test_inversion_as_json_repeats_itself(trained, tmp_path, cli):
     (a, arrays), (b, same) = records
     assert (
         a == b
-        and arrays.keys() == same.keys() == {'x', 'lam', 'distance', 'shape'}
+        and arrays.keys() == same.keys() == {'x', 'lam', 'distance', 'shape', 'about', 'mean', 'std'}
         and all(np.array_equal(arrays[k], same[k]) for k in arrays)
     )
     assert set(a) == {
@@ -1031,6 +1031,8 @@ def test_inversion_as_json_repeats_itself(trained, tmp_path, cli):
         'decay',
         'notes',
         'data',
+        'fit',
+        'preprocessing',
         'scores',
     }
     assert a['settings'] == dict(samples=6, directions=6, rounds=9, activation='relu') and (

@@ -32,6 +32,7 @@ def _how_to_scale(images):
     return ('divide by the value of white (255, 65535, ...) and save the floats, or use '
             '.astype(numpy.uint8) where white is 255')
 
+# %% ../nbs/support/arrayfiles.ipynb #af000009b
 def in_range(
     where, # the file, for the message
     images:np.ndarray # any shape; True counts as white
@@ -70,6 +71,7 @@ def _opaque(where, a):
                 'put them on a background and save three channels')
     return a[..., :3]
 
+# %% ../nbs/support/arrayfiles.ipynb #af000012b
 def arranged(
     where, # the file, for the message
     a:np.ndarray, # (n, h, w), (n, h, w, c), (n, c, h, w), or rows (n, h*w) with `size`
@@ -106,6 +108,7 @@ def _called(where, names, known, least):
             'save it by numpy.savez(path, images=..., labels=...)')
     return found[0] if found else None
 
+# %% ../nbs/support/arrayfiles.ipynb #af000016b
 def chosen(
     where, # the file, for the message
     names # of its arrays
@@ -183,6 +186,7 @@ def read_idx(
     if len(pixels) != size: raise ValueError(f'{size} bytes said, {len(pixels)} or more there')
     return np.frombuffer(pixels, np.uint8).reshape(shape)
 
+# %% ../nbs/support/arrayfiles.ipynb #af000023b
 def _idx(path):
     "The images of an IDX file, and the labels where they lie beside it"
     found = dict(images=partial(read_idx, path))
@@ -213,6 +217,7 @@ class _Inert:
 
     def __setstate__(self, state): self.state = state
 
+# %% ../nbs/support/arrayfiles.ipynb #af000026b
 class _Plain(pickle.Unpickler):
     def find_class(self, module, name):
         "One of ours, whatever the name; UnpicklingError for a name that no batch has"
@@ -235,6 +240,7 @@ def _bytes_of(held):
         raise ValueError('an array of other numbers than bytes')
     return np.frombuffer(raw, np.uint8).reshape(shape)
 
+# %% ../nbs/support/arrayfiles.ipynb #af000028b
 def read_batch(
     path # of a batch of CIFAR-10, or the training file of CIFAR-100
 )->tuple: # (images (n, 32, 32, 3) uint8, labels (n,) int64, names of the images)
@@ -259,6 +265,7 @@ def _reader(path):
             'unpack an archive; save arrays by numpy.savez(path, images=..., labels=...)')
     return read
 
+# %% ../nbs/support/arrayfiles.ipynb #af000032b
 def read_arrays(
     path, # of a file of arrays
     size:tuple|int|None=None # (height, width) of images that are flat rows

@@ -371,6 +371,7 @@ class _Pair:
     takes:InputShape
     data:Known|None
 
+# %% ../nbs/support/attacks.ipynb #add0f4a4b
 def _pair(o, model, init, takes):
     "(before, after, inputs) as perceptrons; ValueError for a module that is none"
     if not isinstance(model, MLP):

@@ -80,6 +80,7 @@ def _kind(head, path, size):
     named = _SUFFIXES.get(path.suffix.lower())
     refuse_file(path, named or 'of no kind that is known', _TENSORS if named else _ANEW)
 
+# %% ../nbs/support/checkpoints.ipynb #c4e00009b
 def _sniffed(path):
     "(kind, size) of a regular file; OSError or ValueError for anything else"
     mode = path.stat().st_mode
@@ -98,6 +99,7 @@ _ARCHIVES = ( # a name in an archive of another kind, what that is, what to do
      'torch.save(torch.export.load(path).state_dict, new), where you trust it'),
     ('model.weights.h5', 'a Keras archive', _TENSORS), ('.npy', 'a NumPy archive', _TENSORS))
 
+# %% ../nbs/support/checkpoints.ipynb #c4e00012b
 def _check_archive(path, size):
     "ValueError unless a zip archive is torch's, and no larger inside than outside"
     try:
@@ -205,6 +207,7 @@ def _refuse_part(path):
     if others: refuse_file(path, f'one of several ranks, with {shown(others[0])}',
                            'join them where they were made, and save the whole state dict')
 
+# %% ../nbs/support/checkpoints.ipynb #c4e00020b
 def _file_in(folder):
     "The file or index in a folder that stands for it; ValueError unless there is one"
     def there(name): return (folder/name).is_file()
@@ -238,6 +241,7 @@ def _parts(index):
             refuse_file(index, f'{shown(part)} is missing', 'fetch every part')
     return parts
 
+# %% ../nbs/support/checkpoints.ipynb #c4e00022b
 def _read_parts(index):
     "name -> tensor, of all parts together, sorted by name"
     found:dict = {}
@@ -272,6 +276,7 @@ def _key(key):
         return '.'.join(key)
     return key if isinstance(key, str) else None
 
+# %% ../nbs/support/checkpoints.ipynb #c4e00025b
 def _tables(tree, deepest=32):
     "place -> {name: value} of every dictionary with tensors in it, optimisers left out"
     found, seen, todo = {}, set(), deque([((), tree)]) # type: dict, set, deque
@@ -396,6 +401,7 @@ def _one_table(path, tables):
     if len(found) > 1: refuse_several(path, 'several networks', list(found))
     return next(iter(found.values()))
 
+# %% ../nbs/support/checkpoints.ipynb #c4e00034b
 @typed
 def load_weights(
     path:str|Path # a file, an index of several, or a folder as of Hugging Face

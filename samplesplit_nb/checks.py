@@ -67,6 +67,7 @@ def _words(value):
     try: return str(value)
     except ValueError: return f'<a number of {value.bit_length()} bits>'
 
+# %% ../nbs/support/checks.ipynb #fa010002b
 def printable(
     value, # a text, or what `str` makes one of
     most:int|None=None, # characters, the middle of a longer text is left out; None: any
@@ -112,6 +113,7 @@ def is_count(
     "Is it a whole number that a machine can count to, not True or False, and at least that?"
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
 
+# %% ../nbs/support/checks.ipynb #c0a1e015b
 def is_number(
     value # anything
 )->bool:
@@ -170,6 +172,7 @@ RANGES:dict[str, Callable] = {
     'in (0, 1)': lambda v: 0 < v < 1, 'in (0, 1]': lambda v: 0 < v <= 1,
     'in [0, 1)': lambda v: 0 <= v < 1}
 
+# %% ../nbs/support/checks.ipynb #c0a1e023b
 def require_number(
     name:str, # the argument's name
     value, # what was given
@@ -201,6 +204,7 @@ def require_seed(
             'None or '*optional + 'a whole number from 0 to 2^32 - 1',
             _ordinary(value, 'use 0'))
 
+# %% ../nbs/support/checks.ipynb #c0a1e041b
 def seeded(
     seed:int
 )->'torch.Generator': # on the CPU; ValueError for what is no seed
@@ -229,6 +233,7 @@ def is_dense(
     return (torch.is_tensor(value) and value.layout == torch.strided and not value.is_meta
             and not value.is_complex() and not value.is_quantized and not value.is_nested)
 
+# %% ../nbs/support/checks.ipynb #c0a1e025b
 def require_tensor(
     name:str, # the argument's name
     value, # what was given
@@ -286,6 +291,7 @@ def why_no_path(
 def _is_path(value)->bool:
     return isinstance(value, (str, Path)) and not why_no_path(value)
 
+# %% ../nbs/support/checks.ipynb #fa060002b
 @cache
 def _rule(hint)->tuple[Callable, str]: # is a value of that type? the type, in words
     "How a value is held against an annotation; what is no plain type allows anything"
@@ -319,6 +325,7 @@ def _held(f)->dict: # name -> rule
     return {name: _rule(hints[name]) for name, p in signature(f).parameters.items()
             if name in hints and p.kind not in several}
 
+# %% ../nbs/support/checks.ipynb #fa060004b
 def typed(
     f:Callable[_P, _R] # whose annotations say what it takes
 )->Callable[_P, _R]: # raises ValueError for an argument of another kind
@@ -345,6 +352,7 @@ class NumericalError(RuntimeError):
         super().__init__(printable(message, 1000))
         self.last = last
 
+# %% ../nbs/support/checks.ipynb #fa010011b
 def require_sound(
     name:str, # of what was computed
     value:'Tensor', # any shape
@@ -366,6 +374,7 @@ def _is_lost(e):
     if type(e).__name__ in ('LinAlgError', '_LinAlgError', 'ArpackNoConvergence'): return True
     return isinstance(e, (ValueError, RuntimeError)) and any(w in str(e) for w in _LOST)
 
+# %% ../nbs/support/checks.ipynb #fa010014b
 @contextmanager
 def no_breakdown(
     what:str, # is computed in the block
@@ -412,6 +421,7 @@ def _left_in_group():
     if most is None or used is None: return None
     return most - used + (_number_in(group/'memory.stat', 'inactive_file') or 0)
 
+# %% ../nbs/support/checks.ipynb #fa010021b
 def free_memory(
     device=None # of torch; None: the CPU
 )->int|None: # bytes; None where the system does not say

@@ -144,6 +144,8 @@ _enter(
           'On CIFAR-10, 21 out of 25 samples achieve higher SSIM after splitting; on MNIST, '
           '21 out of 25 samples achieve lower L2 distance.',
           '21 of 25 = 0.84 (both)', _share(25), .5, _SHOWN))
+
+# %% ../nbs/support/claims.ipynb #c1a10013b
 _enter(
     PaperFigure(2, 'most samples improve, the better ones more', 'pairs', _BOTH,
                 'NTK attack, k = 2n'),
@@ -165,6 +167,7 @@ _IMPROVES = ('After splitting is applied, the metric decreases again near splitt
              'improving reconstruction quality. This behavior is observed across different '
              'initial reconstruction sizes')
 
+# %% ../nbs/support/claims.ipynb #c1a10017b
 _enter(
     PaperFigure(3, 'without splitting the score degrades, with it improves', 'curves',
                 ('figure03/mnist-1n', 'figure05/mnist', 'figure03/mnist-3n'),
@@ -197,6 +200,8 @@ _enter(PaperFigure(5, 'most samples improve or stay', 'pairs', _BINARY, 'Binary 
              'Most samples either improve or remain largely unchanged after splitting, '
              'indicating that splitting rarely degrades reconstruction quality.',
              '', not_worse, .5, _KEPT))
+
+# %% ../nbs/support/claims.ipynb #c1a1001eb
 _enter(PaperFigure(6, 'after events trajectories often get on', 'paths',
                    ('figure05/mnist',), 'Binary KKT attack'),
        Claim(6, 'after events trajectories often get on, further than without',
@@ -216,6 +221,8 @@ _enter(PaperFigure(8, 'splitting seldom degrades', 'pairs', _MANY, 'Multiclass K
        Claim(8, 'splitting seldom degrades',
              'Importantly, splitting seldom degrades overall reconstruction quality', '',
              not_worse, .75, _KEPT))
+
+# %% ../nbs/support/claims.ipynb #c1a10021b
 _enter(PaperFigure(9, 'on CIFAR-10 the objective fluctuates', 'curves',
                    ('figure09/cifar10', 'figure08/cifar10-few'), 'Multiclass KKT attack'),
        Claim(9, 'CIFAR-10: the objective fluctuates',
@@ -246,6 +253,8 @@ _ROBUST = ('the improvements triggered by splitting are robust across different 
 _enter(PaperFigure(12, 'at k = 0.6n most samples improve', 'pairs', _POINT_SIX[::-1],
                    'NTK attack, k = 0.6n'),
        Claim(12, 'k = 0.6 n: most samples improve', _PRESENT, '', improve, .5, _OF_ALL))
+
+# %% ../nbs/support/claims.ipynb #c1a10028b
 _enter(PaperFigure(13, 'at k = 0.6n most of the best samples improve', 'grid', _POINT_SIX,
                    'NTK attack, k = 0.6n', 30),
        Claim(13, 'k = 0.6 n: most of the top 30 improve', _PRESENT, '', _share(30), .5,
@@ -283,6 +292,7 @@ class Verdict(NamedTuple):
 
     def __str__(self): return f'{self.word} ({self.why})' if self.why else self.word
 
+# %% ../nbs/support/claims.ipynb #c1a1002bb
 def verdict(
     found:OverSeeds,
     beyond:float, # what the claim needs
@@ -413,6 +423,7 @@ def improvement(
     runs = [(r.scores(before, by.name), r.scores(after, by.name)) for r in records]
     return paired_over_seeds(runs, by) if len(runs) > 1 else paired(*runs[0], by)
 
+# %% ../nbs/support/claims.ipynb #c1a10041b
 def interval_text(
     mean:float, low:float|None=None, high:float|None=None, # None: one seed has no interval
     form:str='.2f' # of each number
@@ -445,6 +456,7 @@ def _cell(r):
     ours = '' if r['ours'] is None else f"{interval_text(*r['ours'])}, {many}: "
     return f"{r['experiment']}: {ours}{_said(r)}"
 
+# %% ../nbs/support/claims.ipynb #c1a10043b
 def findings_table(*scales:list)->Table: # `scales` are the findings at each
     "Every claim and every experiment, a column per scale"
     key = lambda r: (r['figure'], r['claim'], r['panel'])
@@ -465,6 +477,7 @@ class Former(NamedTuple):
     beyond:float|None=None # the value that the mean had to pass
     panels:tuple|None=None # experiments that counted; None: all of now
 
+# %% ../nbs/support/claims.ipynb #5a7e0021b
 # by the words of the claim
 FORMER:dict[str, Former] = {
     'CIFAR-10, every k: gains lie with samples of higher SSIM':
@@ -491,6 +504,7 @@ def _former(claim, former, records):
     assert found is not None and found.low is not None and found.high is not None
     return judge(*ends), (found.mean, *ends), judge(found.low, found.high)
 
+# %% ../nbs/support/claims.ipynb #5a7e0023b
 def _change(claim, row, records):
     "The two rules side by side, as `changes` gives them"
     former = FORMER.get(claim.words, Former(''))
@@ -517,6 +531,7 @@ def changes(
         out.append(_change(by_words[row['claim']], row, records))
     return [row for row in out if row['before'] != row['reproduced']]
 
+# %% ../nbs/support/claims.ipynb #5a7e0025b
 def changes_table(rows:list)->Table: # `rows` are of `changes`
     "Both rules side by side"
     head = ['figure', 'the paper', 'experiment', 'before: bootstrap, 3 seeds',

@@ -83,6 +83,7 @@ def _groups(options)->dict: # class -> its fields; those of the command itself f
     shared = {f.name for of in groups.values() for f in of}
     return {options: [f for f in fields(options) if f.name not in shared], **groups}
 
+# %% ../nbs/support/cli.ipynb #c1100012b
 def _fill(parser, options)->None:
     "Add all options of a command to its parser"
     hints, help = get_type_hints(options, include_extras=True), docments(options)
@@ -99,6 +100,7 @@ def _muted(stream):
     with suppress(AttributeError, OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
+# %% ../nbs/support/cli.ipynb #fa030004b
 def _written(stream, text:str='')->bool: # False: it is lost
     "Write to a stream, at once, in letters that it has; a reader that has gone had enough"
     letters = getattr(stream, 'encoding', None) or 'utf-8'
@@ -122,6 +124,7 @@ class _OneLine(argparse.ArgumentParser):
         if message and not _written(file or sys.stderr, message) and file is sys.stdout:
             self.exit(2, 'samplesplit: standard output is closed or full\n')
 
+# %% ../nbs/support/cli.ipynb #c1100015b
 def _parser():
     "The command line's words"
     top = _OneLine(
@@ -164,6 +167,7 @@ def _out_of_memory(e):
         and any(words in str(e) for words in (
             'allocate memory', 'not enough memory', 'size calculation overflowed', 'SymInt')))
 
+# %% ../nbs/support/cli.ipynb #f7785fa8b
 def _memory_remedy(command, options):
     "What to try with less"
     if command in ('figure', 'experiment'): return (
@@ -196,6 +200,7 @@ def _stoppable():
     finally:
         for number, handler in old.items(): signal.signal(number, handler)
 
+# %% ../nbs/support/cli.ipynb #fa030007b
 def _interrupted(e, options):
     "(status, message) after a signal"
     kept = ' '.join(map(str, e.args))
@@ -210,6 +215,7 @@ def _no_room(e)->bool:
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return getattr(e, 'errno', None) in full or any(f'(os error {i})' in str(e) for i in full)
 
+# %% ../nbs/support/cli.ipynb #c1100024b
 def _failure(e:BaseException, command:str, options)->tuple[int, str]: # exit status, message
     "What to tell the user; raises the exception itself where it is nobody's mistake but ours"
     if isinstance(e, KeyboardInterrupt): return _interrupted(e, options)
@@ -254,6 +260,7 @@ def _close_bars()->None:
         bar.leave = False
         bar.close()
 
+# %% ../nbs/support/cli.ipynb #c1100027b
 class _Quiet:
     "Standard error, whose failures are no one's concern: a bar must not end a training"
     def __init__(self, stream): self._stream = stream
@@ -292,6 +299,7 @@ def _answer(command, options, as_json, said):
     return 2, 'standard output is closed or full: what was said there is lost' + (
         '; the files are written' if answer.files else '')
 
+# %% ../nbs/support/cli.ipynb #fa030010b
 def main(
     argv:list|None=None # the words after `samplesplit`; None: those of this process
 )->int: # exit status: 0; 2, 3, 130 or 143 for a failure, as above

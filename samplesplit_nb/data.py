@@ -39,11 +39,9 @@ class ImageData:
         "The values that a pixel can take in X; whoever knows the preprocessing knows them"
         if self.preprocessing is not None: return self.preprocessing.box
         return -self.mean, 1 - self.mean
-
     def pixels(self, x:Tensor)->np.ndarray: # (k, *shape) in [0, 1]
         "Images of rows x (k, d), which are like X: in pixels, clipped to [0, 1]"
         return self.to_pixels(x).clamp(0, 1).cpu().numpy().reshape(-1, *self.shape)
-
     def to_pixels(self, x:Tensor)->Tensor: # (k, d) float64
         "The pixels of rows x (k, d), not clipped; ValueError where there is no way back"
         if self.preprocessing is not None: return self.preprocessing.pixels(x)
@@ -56,9 +54,7 @@ class ImageData:
         place = (self.y > 0).long() if self.y.is_floating_point() else self.y
         return {name: int((place == i).sum()) for i, name in enumerate(self.classes)}
 
-    def rows(self,
-        which:list # places among the n, from 0
-    )->'ImageData':
+    def rows(self, which:list)->'ImageData': # which: places among the n, from 0
         "Some of the images, with their labels, places and names"
         files = tuple(self.files[i] for i in which) if self.files else ()
         index = None if self.index is None else self.index[which]
@@ -74,6 +70,7 @@ def summary(
     return '; '.join((f"{n} image{'s'*(n != 1)} of {many} class{'es'*(many != 1)}: {parts}",
                       *data.notes))
 
+# %% ../nbs/support/data.ipynb #da7a0088b
 def record_of(
     data:ImageData
 )->dict: # {} where the images are not one's own
@@ -179,6 +176,7 @@ def _mnist_of_torchvision(folder):
     return x, *(attempt(p, lambda p=p: read_idx(p), 'a whole IDX file', 'fetch it anew')
                 for p in (x, y))
 
+# %% ../nbs/support/data.ipynb #da7a0084b
 def _cifar10_of_torchvision(folder):
     "(folder, images, classes), or None where torchvision has put nothing"
     here = next((folder/place for place in ('cifar-10-batches-py', '.')
@@ -293,6 +291,7 @@ def _mean_image(images):
     # the sum of bytes is exact, and 50,000 images stay bytes
     return torch.from_numpy(flat.sum(0, dtype=np.int64)/(255*len(flat)))
 
+# %% ../nbs/support/data.ipynb #da7a0023b
 def _arrange(images, labels, index, name, classes=(), mean='training'):
     "`ImageData` of the images (uint8, or float64 in [0, 1]) at `index`, less a mean"
     chosen = images[index].reshape(len(index), -1)

@@ -58,6 +58,7 @@ def _listeners(callbacks, name):
     found = (getattr(c, name, c if name == 'report' else None) for c in callbacks)
     return [f for f in found if callable(f)]
 
+# %% ../nbs/support/descent.ipynb #de5c0007b
 def says_yes(
     answer, # what a function of the caller's returned
     name:str, # of that function, for the message

@@ -95,6 +95,7 @@ def balanced(
     "Columns of a grid whose lines are as equal as they can be"
     return -(-count//(-(-count//most)))
 
+# %% ../nbs/support/figures.ipynb #f16a000bb
 def grid_size(
     rows:int, # methods
     count:int, # images in each
@@ -178,6 +179,7 @@ def _short(name):
     name = ''.join(c if c.isprintable() and ord(c) < 0x250 else '?' for c in name)
     return name if len(name) <= 14 else f'...{name[-11:]}'
 
+# %% ../nbs/support/figures.ipynb #f16a0015b
 def matches_figure(
     rows:Tensor, # (k, d) candidates
     data, # `ImageData` with training images X (n, d), and their `files`

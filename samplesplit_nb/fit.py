@@ -29,6 +29,7 @@ class Evidence:
         return ((self.accuracy == 1 and self.n > 1)
                 or _tail(round(self.accuracy*self.n), self.n, self.chance) < .01)
 
+# %% ../nbs/support/fit.ipynb #fit-evidenceb
 def _tail(hits, n, chance):
     "The probability of so many hits, or more, by chance"
     from scipy.stats import binom
@@ -71,6 +72,7 @@ def _change(before, after, layer):
     return [q.double() - p.double() for p, q in
             zip(layer.parameters(), after.get_submodule(name).parameters())]
 
+# %% ../nbs/support/fit.ipynb #fit-firstb
 @torch.no_grad()
 def unexplained(
     before:nn.Module, # theta_0
@@ -130,6 +132,7 @@ def _losses(out, y):
     return [cross_entropy(out, y, reduction='sum'), (out - hot).square().sum(),
             (out - 2*hot + 1).square().sum()]
 
+# %% ../nbs/support/fit.ipynb #fit-cosineb
 def step_cosine(
     before:nn.Module, # theta_0
     after:nn.Module, # theta
@@ -178,6 +181,7 @@ def _ratio(a, b): # how many times smaller a is than b; 1: not known
     if a is None or b is None: return 1.
     return max(b, _FLOOR)/max(a, _FLOOR)
 
+# %% ../nbs/support/fit.ipynb #fit-betterb
 def better(
     a:Evidence, b:Evidence # of the same network and images, given in two ways
 )->bool:

@@ -34,6 +34,7 @@ def _png_depth(path):
     "Bits of a channel, as a PNG file says in its head"
     with open(path, 'rb') as f: return f.read(25)[24]
 
+# %% ../nbs/support/folders.ipynb #f0d00006b
 def _opened(path):
     "(the image upright, its format, notes); ValueError naming a file that cannot be read"
     from PIL import Image, ImageOps
@@ -68,6 +69,7 @@ def _deep(path, im, form):
             'divide by the value of white and save floats')
     return in_range(path, values/65535)
 
+# %% ../nbs/support/folders.ipynb #f0d00007b
 def read_image(
     path # of an image file
 )->Picture: # ValueError naming a file of no use
@@ -100,6 +102,7 @@ def _resized(im, size):
             'give the size that the network takes')
     return im if im.shape[:2] == side else resize(im, side, anti_aliasing=True).clip(0, 1)
 
+# %% ../nbs/support/folders.ipynb #f0d00010b
 def alike(
     where, # the file or folder, for the message
     images:Iterable[np.ndarray], # (h, w) or (h, w, 3) each, uint8 or float64 in [0, 1]
@@ -143,6 +146,7 @@ def _walk(folder, above=())->Iterator[Path]:
         yield path
         if path.is_dir(): yield from _walk(path, (*above, here))
 
+# %% ../nbs/support/folders.ipynb #f0d00013b
 def _is_image(path):
     "Does it count? ValueError for a pipe or device that is called like an image"
     if path.suffix.lower() not in SUFFIXES or path.is_dir(): return False
@@ -171,6 +175,7 @@ def _refuse(folder, what, children):
             'a folder whose sub-folders are its classes',
             f'name one of them, as {printable(Path(folder)/children[0], 100)}')
 
+# %% ../nbs/support/folders.ipynb #f0d00016b
 def _check_parts(folder, children):
     "ValueError where folders are called as the parts of a data set are"
     parts = [c for c in children if _PART.fullmatch(c)]

@@ -49,6 +49,7 @@ def _function(name):
             f"it gave {' '.join(why.split())[:120]}")
     return found
 
+# %% ../nbs/support/given.ipynb #given-preprocessedb
 def preprocessed(
     o, # options with `mean`, `std` and `preprocess`
     plain:ImageData # less the mean that is stated as a word, else less any
@@ -76,6 +77,7 @@ def plain_images(
     return load_collection(o.data, o.n, o.data_seed, task,
                            mean if isinstance(mean, str) else 'training', o.size, o.gray)
 
+# %% ../nbs/support/given.ipynb #given-imagesb
 def images_given(
     o, # options that name images, see `ImageOptions`
     task:str, # 'binary' or 'multiclass'
@@ -99,6 +101,7 @@ def images_mark(
     return digest([(data.to_pixels(data.X)*1e6).round().long() if way is None or way.invertible
                    else data.X])
 
+# %% ../nbs/support/given.ipynb #c0330053b
 def about_images(
     o, # options with `data`, `data_seed`, `mean`, `std` and `preprocess`
     data:ImageData # which they name
@@ -142,6 +145,7 @@ def to_inputs(
     "Images as the network takes them"
     return pictures_to_rows(X, shape) if order is None else X[:, order]
 
+# %% ../nbs/support/given.ipynb #given-layoutb
 def to_pictures(
     x:Tensor, # (k, d) as the network takes them
     shape:tuple|None, # as for `to_inputs`
@@ -163,6 +167,7 @@ def told_option(
     if getattr(o, 'preprocess', None): return f'--preprocess {o.preprocess}'
     return option_text(*stated_options(o))
 
+# %% ../nbs/support/given.ipynb #given-toldb
 def preprocessing_told(
     o, # options with `mean`, `std` and `preprocess`
     takes:InputShape # with the shape, where it is known
@@ -207,6 +212,7 @@ USUAL = (((0.,), (1.,)), ((.1307,), (.3081,)), ((.5,), (.5,)),
          ((.4914, .4822, .4465), (.2023, .1994, .201)),
          ((.485, .456, .406), (.229, .224, .225)), ((0.,), (1/255,)))
 
+# %% ../nbs/support/given.ipynb #given-usualb
 def usual_ways(
     pixels:Tensor, # (n, d) of the images
     shape:tuple, # of one
@@ -351,6 +357,7 @@ def in_pixels(
     x = x.detach().to(mean)
     return x if way is None else x*way.std + (way.mean - mean)
 
+# %% ../nbs/support/given.ipynb #given-scoreb
 def candidate_scores(
     o, # options with `data` and `data_seed`
     data:ImageData, # which they name, in pixels less a mean

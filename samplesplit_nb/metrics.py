@@ -126,6 +126,7 @@ def _similar(a, b, window):
     return structural_similarity(a, b, data_range=1.,
                                  channel_axis=2 if a.ndim == 3 else None)
 
+# %% ../nbs/support/metrics.ipynb #f223af11b
 @typed
 def nearest_ssim(
     X:Tensor, # (n, d) training samples, mean-subtracted
@@ -392,6 +393,7 @@ def published_scores(
     return rows + [row(f'control: {name}, unseen images', unseen, x.to(unseen))
                    for name, x in found.items()]
 
+# %% ../nbs/support/metrics.ipynb #9e5a0097b
 def published_table(
     rows:list # as `published_scores` gives them
 )->Table:
@@ -459,6 +461,7 @@ class Interval(NamedTuple):
     low:float # in the units of its numbers
     high:float # as `low`
 
+# %% ../nbs/support/metrics.ipynb #5a7e0001b
 @typed
 def t_interval(
     means:Any, # (seeds,) finite numbers, one per seed
@@ -534,6 +537,7 @@ def simulated_gains(
     effects = rng.exponential(size=shape) - 1 if skewed else rng.normal(size=shape)
     return between*effects + rng.normal(size=(studies, seeds, n))
 
+# %% ../nbs/support/metrics.ipynb #5a7e0007b
 class Coverage(NamedTuple):
     "How often an interval held the truth"
     share:float # of all studies, from 0 to 1

@@ -127,6 +127,7 @@ def _deviations(init):
             'for example 1e-4 for the KKT attack')
     return parts
 
+# %% ../nbs/support/networks.ipynb #ne000016b
 def _check_mlp(widths, bias, init):
     "ValueError for settings that make no network"
     good = isinstance(widths, (list, tuple)) and len(widths) >= 2
@@ -274,6 +275,7 @@ def _check_bias(layers):
                 'transpose matrices that are stored (inputs, outputs)' if turned
                 else 'check the names')
 
+# %% ../nbs/support/networks.ipynb #5e0a0004b
 def _turned(layers):
     "Kernels as matrices (outputs, inputs); ValueError where no shape says how they lie"
     kernels = {of.part == 'kernel' for of in layers}
@@ -344,6 +346,7 @@ def _lies(layers):
     shown_by_bias = any(of.b is not None and len(of.W) != of.W.shape[1] for of in layers)
     return not shown_by_bias and all(a.W.shape[1] == len(b.W) for a, b in pairwise(layers))
 
+# %% ../nbs/support/networks.ipynb #5e0a0015b
 def _in_order(layers, kept):
     "The layers in the order that is certain; ValueError where none is"
     queues = _queues(layers)

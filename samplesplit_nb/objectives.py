@@ -101,11 +101,10 @@ def _ridged(G, ridge):
 # %% ../nbs/01_objectives.ipynb #b581a330
 def _factor(A):
     "Cholesky factor of A, or of A with as little ridge as rounding makes necessary"
-    L, failed = torch.linalg.cholesky_ex(A)
-    for power in range(-8, 1): # relative to mean(diag A)
-        if not failed: break
-        L, failed = torch.linalg.cholesky_ex(_ridged(A, 10.**power))
-    return L if not failed else torch.linalg.cholesky(A) # LinAlgError: no kernel at all
+    for ridge in (0., *(10.**p for p in range(-8, 1))): # relative to mean(diag A)
+        L, failed = torch.linalg.cholesky_ex(_ridged(A, ridge))
+        if not failed: return L
+    return torch.linalg.cholesky(A) # LinAlgError: no kernel at all
 
 def _at_least(A, b, least):
     "argmin over lam >= least of lam . A lam - 2 lam . b, for A positive definite"

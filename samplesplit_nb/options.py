@@ -268,6 +268,7 @@ def _check_value(name, hint, value):
         if metavar in _PATHS: _require_words(name, value, path=True)
         elif not callable(value): _check_value(name, kind, value)
 
+# %% ../nbs/support/options.ipynb #fa020003b
 # the most that makes sense in any command: beyond it no run ends in anyone's time
 LIMITS = dict(steps=10**8, splits=10**6, rounds=10**6, width=10**6, degree=100)
 
@@ -327,6 +328,7 @@ def _source(module):
 @cache
 def _comments_in(module): return field_comments(_source(module))
 
+# %% ../nbs/support/options.ipynb #0b710032b
 def docments(
     options:type # one of the classes above
 )->dict[str, str]: # field -> comment
@@ -349,6 +351,7 @@ def registered(
                 found[ast.literal_eval(d.args[0])] = ast.get_docstring(f) or ''
     return found
 
+# %% ../nbs/support/options.ipynb #0b710036b
 def study_help()->dict[str, str]: # name -> what it holds, in a line
     "What `samplesplit experiment` can run, read without importing it"
     found = registered(_source('studies'))

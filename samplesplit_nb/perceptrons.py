@@ -93,6 +93,7 @@ class _Layered(MLP):
         for layer, f in zip(self.layers, self.activations): x = f(layer(x))
         return self.layers[-1](x)
 
+# %% ../nbs/support/perceptrons.ipynb #pe000014b
 def perceptron(
     layers:list, # (weight (m, d), bias (m,) or None) of each, first layer first
     activations:tuple|list # one for each hidden layer
@@ -124,6 +125,7 @@ def _run(model, x, place=None, z=None, until=None):
     finally:
         for hook in hooks: hook.remove()
 
+# %% ../nbs/support/perceptrons.ipynb #pe000017b
 def _order(model, x):
     "[(name, layer)] of the dense layers, as often and in the order as they are called"
     called, hooks = [], []
@@ -150,6 +152,7 @@ class _Watched:
         seen = _run(self.model, x, self.before, flat, self.after)
         return seen.flatten()[:z.numel()].view_as(z)
 
+# %% ../nbs/support/perceptrons.ipynb #pe000020b
 def _elementwise(f, other, m):
     "Is f one function for all neurons, whatever the input?"
     generator = torch.Generator().manual_seed(0)
@@ -185,6 +188,7 @@ class Found(NamedTuple):
         "The module's inputs, from those of the first layer"
         return (rows - self.shift.to(rows))/self.scale.to(rows)
 
+# %% ../nbs/support/perceptrons.ipynb #pe000026b
 def _entrance(model, first, shape, x):
     "(scale, shift) of what the first layer takes; ValueError if it is no such thing"
     see = lambda x: _run(model, x, until=first)

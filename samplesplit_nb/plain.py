@@ -29,6 +29,7 @@ def _layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *_):
     out = out if weight is None else out*weight
     return out if bias is None else out + bias
 
+# %% ../nbs/support/plain.ipynb #7a11002ab
 def _instance_norm(input, running_mean=None, running_var=None, weight=None, bias=None,
                    use_input_stats=True, momentum=.1, eps=1e-5):
     "F.instance_norm, written out; by running statistics it is no function of one input alone"
@@ -156,6 +157,7 @@ def changed_forward(
         forward=forward, __module__=base.__module__, __qualname__=base.__qualname__))
     return model
 
+# %% ../nbs/support/plain.ipynb #71a10041b
 def in_plain_arithmetic(
     model:nn.Module # changed in place, but for one made by torch.jit
 )->nn.Module: # the same object

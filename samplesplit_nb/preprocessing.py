@@ -97,6 +97,7 @@ def spread(
             f'the images have {channels} channel{"s"*(channels > 1)}')
     return torch.tensor(numbers, dtype=torch.float64).repeat(d//len(numbers))
 
+# %% ../nbs/support/preprocessing.ipynb #prep-affineb
 def _channel_deviations(
     pixels:Tensor, # (n, d)
     shape:tuple # (h, w) or (h, w, channels)
@@ -117,6 +118,7 @@ def option_text(
     words = lambda v: v if isinstance(v, str) else ' '.join(f'{x:.6g}' for x in v)
     return f'--mean {words(mean)} --std {words(std)}'
 
+# %% ../nbs/support/preprocessing.ipynb #prep-optionb
 def affine(
     mean:str|tuple, # as `stated` gives them
     std:str|tuple,

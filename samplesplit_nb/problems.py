@@ -323,6 +323,7 @@ def _blind(objective, k):
                         for size in sizes])
     return bool((seen == seen[0]).all())
 
+# %% ../nbs/support/problems.ipynb #fa050002b
 def require_traces(
     objective:ReconstructionObjective,
     k:int # candidates

@@ -63,6 +63,7 @@ def _told(run, at):
         s.get('split'), 0) for s in run['splits'])
     return '' if events else f'{at}splits are no events'
 
+# %% ../nbs/support/records.ipynb #4ec0a063b
 def _damage(data):
     "What a record lacks, in words; '' for a whole one"
     wrong, n = _lacks(data, 'record'), None

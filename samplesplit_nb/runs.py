@@ -46,6 +46,7 @@ def _kept_scores(path):
         return {}
     return {int(step): scores for step, scores in saved.items()}
 
+# %% ../nbs/support/runs.ipynb #490feb11b
 class Evaluations:
     "Scores per training sample every so many steps, and at the end; a callback"
     def __init__(self,
@@ -300,6 +301,7 @@ def _require_run(name):
 
 def _is_control(name): return getattr(RUNS[name], 'control', False)
 
+# %% ../nbs/support/runs.ipynb #5a9e0069b
 def attack(
     problem:Problem,
     name:str, # of the run, in `RUNS`

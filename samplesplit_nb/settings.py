@@ -274,6 +274,7 @@ def _own_entries(e, names):
     return {f'{name} is': identify(made) for name, made in found.items()
             if made != BUILT_IN[name].get(getattr(e, name))}
 
+# %% ../nbs/support/settings.ipynb #928d62aab
 def config(e:Experiment)->dict:
     "The settings as JSON has them: tuples are lists; later settings only where they matter"
     return {name: v for name, v in json.loads(json.dumps(asdict(e))).items()
@@ -327,6 +328,7 @@ def _published_search(p):
         splits=p.steps//20_000 - (p.steps % 20_000 == 0), split_every=20_000,
         threshold=-.1, relative=False, splitting_rule='published', at_once=150, eta_max=.02)
 
+# %% ../nbs/support/settings.ipynb #5e770044b
 def _published_kkt(p):
     "Haim et al. 2022, Buzaglo et al. 2024"
     return dict(
@@ -353,6 +355,7 @@ _PUBLISHED:dict[str, Callable[..., dict]] = {
     'splitting-ntk': _published_splitting,
     'splitting-ntk-short': partial(_published_splitting, faster=10)}
 
+# %% ../nbs/support/settings.ipynb #9e5a0081b
 @typed
 def published(
     name:str # see `presets.preset`

@@ -40,6 +40,7 @@ def _kernel(M, n, noise=1e-10):
     _, values, Vh = torch.linalg.svd(square, full_matrices=False)
     return Vh[min(int((values > noise*values[0]).sum()), len(Vh) - n):]/size
 
+# %% ../nbs/beyond/shallow.ipynb #5a000012b
 def _common(K, n):
     "The u_i (n, n) in common to matrices sum_i w_i u_i u_i', from `_kernel`"
     i, j = torch.triu_indices(n, n)
@@ -113,6 +114,7 @@ def _checked(layers, x, left, n):
 
 _ACCEPT = .01 # one neuron of 5000 on the wrong side leaves more outside the span
 
+# %% ../nbs/beyond/shallow.ipynb #5a000020b
 def _piece_by_piece(layers, G, n):
     "(samples (k, d+1), all by squares?): what is found is taken out, and the rest is smaller"
     exact = True
@@ -189,6 +191,7 @@ def _bend(f, z):
         slope, = torch.autograd.grad(f(z).sum(), z, create_graph=True)
         return torch.autograd.grad(slope.sum(), z)[0] if slope.requires_grad else 0*slope
 
+# %% ../nbs/beyond/shallow.ipynb #5a000027b
 class _Smooth:
     "One hidden layer and one output, as `_FirstLayers`: slopes in place of activations"
     bias = False

@@ -47,6 +47,7 @@ def _of_first(before, after):
     sharp = _sharpness(after.double() - c*before.double())
     return c if sharp > max(10*_sharpness(after.double() - before.double()), 10) else 1.
 
+# %% ../nbs/beyond/steps.ipynb #57000010b
 def _of_later(before, after, first):
     "That of another layer: its own, unless it is 1 or that of the first but for noise"
     own = _often(before, after) if min(before.shape) >= 8 else None
@@ -89,6 +90,7 @@ def _evenness(step):
     if len(size) > 10**6: size = size[torch.linspace(0, len(size) - 1, 10**6).long()]
     return (size.median()/size.quantile(.99)).item() if len(size) else 0.
 
+# %% ../nbs/beyond/steps.ipynb #57000017b
 def _cause(before, after):
     "Why the first layer's step may be no sum of few gradients, in words"
     p, q = (net.layers[0].weight.detach().double() for net in (before, after))
@@ -117,6 +119,7 @@ def _with_activation(network, name):
         (activation_named(name),)*(len(network.layers) - 1)
     return other
 
+# %% ../nbs/beyond/steps.ipynb #57000020b
 def _works_with(network, step, n, names, seed):
     "(name, how many it finds) of the activation that finds most; None if none finds any"
     found = []
@@ -137,6 +140,7 @@ class StepInversion:
     factors:tuple[float, ...] # see `decay_factors`
     notes:tuple[str, ...] # decay that was undone, likely causes of a failure
 
+# %% ../nbs/beyond/steps.ipynb #57000022b
 def _note_of_decay(factors):
     shrunk = sorted({f'{c:.6g}' for c in factors if c != 1})
     return [f'the weights before training were shrunk by c = {", ".join(shrunk)}: '

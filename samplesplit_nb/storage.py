@@ -69,6 +69,7 @@ def _workplace(folder):
         if _hold(fd) is not False and os.path.exists(name): return name, fd
         os.close(fd) # a sweep came between the two
 
+# %% ../nbs/support/storage.ipynb #3185d652b
 @contextmanager
 def atomic_path(path:str|Path)->Iterator[Path]:
     """A temporary path with the same name to write to
@@ -148,6 +149,7 @@ class Damaged(ValueError):
         super().__init__(f'path=<{path}: {why}>: path must be {allowed}; {remedy}')
         self.why = why
 
+# %% ../nbs/support/storage.ipynb #33f7fbfeb
 _LAST = 'digest of all above' # the name of the member of a JSON object that has it
 _OTHER, _NONE = 'was changed after it was saved', 'has no digest'
 
@@ -394,6 +396,7 @@ def _globals_used(code):
     own = {i.argval for i in dis.get_instructions(code) if i.opname == 'LOAD_GLOBAL'}
     return own.union(*map(_globals_used, inside))
 
+# %% ../nbs/support/storage.ipynb #1de00002b
 def _parts_of_function(f):
     "What decides what it does: code, defaults, and the values that it uses from around it"
     around = {name: f.__globals__[name] for name in sorted(_globals_used(f.__code__))
@@ -476,6 +479,7 @@ def _check_place(path):
     require(why is None, 'checkpoint', f'<{path}: {why}>', 'a file that can be written',
             'choose another path')
 
+# %% ../nbs/support/storage.ipynb #38dbb9f0b
 class _Saver:
     "Saves the state of a run; does nothing without a checkpoint"
     def __init__(self,

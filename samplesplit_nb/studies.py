@@ -133,6 +133,7 @@ def scales_of(
     "The scales at which it exists"
     return _LIMITED.get(name, SCALES)
 
+# %% ../nbs/support/studies.ipynb #57d1e50fb
 def get_study(
     name:str, # one of `STUDIES`
     scale:str='small' # one of `SCALES`; only the paper's figures have 'paper'

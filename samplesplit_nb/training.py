@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad, hessian
-from samplesplit_nb.certificates import (
+from samplesplit_nb.stationarity import (
     checked_samples, clarke_stationarity, kkt_stationarity, minimised, pin_to_kinks,
     sample_margins)
 from samplesplit_nb.checks import (

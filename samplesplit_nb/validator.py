@@ -31,6 +31,7 @@ RULES = {
     'derivatives': 'differentiable twice, as the attack needs it',
     'constant': 'such that the output depends on the input and on the trained weights'}
 
+# %% ../nbs/support/validator.ipynb #7a110007b
 @dataclass(frozen=True)
 class ModuleFinding:
     "What was found in a module; its text is one line"
@@ -147,6 +148,7 @@ def _check_weights(model):
     if len(kinds) > 1: raise _Refused('weights', f'parameters are {" and ".join(kinds)}',
                                       'use model.to(device, dtype)')
 
+# %% ../nbs/support/validator.ipynb #7a110041b
 def _copied(model):
     "A copy to try things on; what was computed from weights and kept is kept as numbers"
     held = [v for m in model.modules() for v in vars(m).values()
@@ -224,6 +226,7 @@ def _seed(number):
     random.seed(number)
     torch.manual_seed(number)
 
+# %% ../nbs/support/validator.ipynb #7a110047b
 def _check_same(model, x, tol):
     "Refuse what gives something else at another call"
     def runs(seeds):
@@ -349,6 +352,7 @@ _REMEDIES = {
     'differ': 'it has a backward of its own that is not its derivative: use torch.where, or '
               'the plain operations', 'nan': 'add a small number under a root or a norm'}
 
+# %% ../nbs/support/validator.ipynb #7a110055b
 def _check_derivatives(model, x, tol):
     "(its derivatives, what has to be changed for them); refuses what has none"
     found, why = _fails(model, x, tol)
@@ -401,6 +405,7 @@ def _evaluated(model):
             ModuleFinding('training', f'{word} was in training', 'fixed', remedy, _names(at)))
     return notes
 
+# %% ../nbs/support/validator.ipynb #7a110071b
 def _doubled(model, x, double):
     "(module and inputs in float64, or as they are where that fails; what was noted)"
     wide = _copied(model).double()
@@ -473,6 +478,7 @@ def validate(
     except Exception as e: return [*found, _finding(e)]
     return found[:-1]
 
+# %% ../nbs/support/validator.ipynb #7a110074b
 def prepared(
     model:nn.Module, # left as it is
     shape:tuple, # of one input

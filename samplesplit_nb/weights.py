@@ -36,6 +36,7 @@ def _words(module):
             f'write `module` {dotted}:{factory}, from the folder that it is in')
     return name, factory
 
+# %% ../nbs/support/weights.ipynb #bf5321b4b
 def _imported(name, factory):
     "The function of that name in a module, installed or else in the working folder"
     # behind what is installed: a file json.py there must not stand in for Python's own
@@ -114,6 +115,7 @@ def _beginnings(names):
     words = list(takewhile(lambda word: not word.isdigit(), words[:32]))
     return [''.join(f'{word}.' for word in words[:i]) for i in range(len(words) + 1)]
 
+# %% ../nbs/support/weights.ipynb #3e1f0003b
 def _paired(own, entries):
     "The entries under the module's names, in the way that leaves least over"
     short = dict(zip(unwrapped(own), own)) if len(unwrapped(own)) == len(own) else {
@@ -142,6 +144,7 @@ def _joined(tables):
             for place, of in within.items() for name, value in of.items()}
     return joined
 
+# %% ../nbs/support/weights.ipynb #3e1f0006b
 def _nearest(own, entries):
     "What does not fit, where names that begin alike are read as the module's: least of it"
     starts = [f'{word}.' for word, _ in Counter(
@@ -179,6 +182,7 @@ def _changed(model, weights):
     return [name for name, v in weights.items() if torch.is_tensor(v)
             and not torch.equal(plain(now[name]), plain(v))]
 
+# %% ../nbs/support/weights.ipynb #5afe0023b
 def _filled(model, tables, path):
     "The module with the weights that fit; ValueError unless they fit exactly"
     weights, own = _chosen(model, tables, path), model.state_dict()

@@ -30,9 +30,9 @@ MODULES = tuple(
     '''
     identifiability objectives splitting convergence experiments inversion shallow steps peeling
     checks tables networks perceptrons decomposition eigenvectors tangents plain validator penalties presets
-    optimisers descent lanczos tidy rules storage checkpoints weights certificates training preprocessing
-    arrayfiles folders data metrics settings records problems runs search figures studies claims options
-    answers fit given attacks commands cli
+    optimisers descent lanczos tidy rules storage checkpoints weights stationarity certificates training
+    preprocessing arrayfiles folders data metrics settings records problems runs search figures studies claims
+    options answers fit given attacks commands cli
     '''.split()
 )  # the order of CONTRIBUTING.md
 SHAPE = re.compile(

@@ -17,14 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from samplesplit_nb.certificates import (
-    certify,
-    clarke_stationarity,
-    counting,
-    kkt_stationarity,
-    margins,
-    pin_to_kinks,
-)
+from samplesplit_nb.certificates import certify, counting, margins
+from samplesplit_nb.stationarity import clarke_stationarity, kkt_stationarity, pin_to_kinks
 from samplesplit_nb.checks import NumericalError
 from samplesplit_nb.commands import COMMANDS
 from samplesplit_nb.data import load_data, load_images

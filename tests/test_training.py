@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from torch.testing import assert_close
 from samplesplit_nb.networks import MLP
 from samplesplit_nb.training import train_gd, train_kkt
-from samplesplit_nb.certificates import (
+from samplesplit_nb.stationarity import (
     _affine, sample_margins, clarke_stationarity, kkt_stationarity, pin_to_kinks)
 
 flat = lambda net: torch.cat([p.detach().double().flatten() for p in net.parameters()])

@@ -8,7 +8,8 @@ from torch.nn.utils import parametrizations, weight_norm
 from torch.utils.checkpoint import checkpoint
 from samplesplit_nb import attacks
 from samplesplit_nb.inversion import invert_gradient
-from samplesplit_nb.certificates import kkt_stationarity, tensor_parts
+from samplesplit_nb.certificates import tensor_parts
+from samplesplit_nb.stationarity import kkt_stationarity
 from samplesplit_nb.networks import MLP, trained_parameters
 from samplesplit_nb.objectives import KKTObjective, NTKObjective
 from samplesplit_nb.splitting import splitting_product

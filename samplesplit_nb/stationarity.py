@@ -20,11 +20,10 @@ from .networks import (
     MLP, SmoothReLU, flat_parameters, frozen_parameters, trained_parameters)
 from .tangents import ModuleTangent, gram, tangent_features
 
-# %% ../nbs/support/stationarity.ipynb #57a70006
+# %% ../nbs/support/stationarity.ipynb #ce000023
 # the remedy for what overflows
 SMALLER = 'divide weights or images by a constant, or give the weights in float64'
 
-# %% ../nbs/support/stationarity.ipynb #ce000023
 def _check_samples(X, y):
     "ValueError unless X is (n, d) and y (n,), both finite"
     require(X.ndim == 2 and len(X) >= 1, 'X.shape', tuple(X.shape), '(n, d) with n >= 1',

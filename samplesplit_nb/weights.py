@@ -36,7 +36,6 @@ def _words(module):
             f'write `module` {dotted}:{factory}, from the folder that it is in')
     return name, factory
 
-# %% ../nbs/support/weights.ipynb #bf5321b4b
 def _imported(name, factory):
     "The function of that name in a module, installed or else in the working folder"
     # behind what is installed: a file json.py there must not stand in for Python's own

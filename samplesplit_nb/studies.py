@@ -325,7 +325,7 @@ def _curvature(scale):
 def _controls_kkt(scale):
     "random instead of curvature, binary KKT attack"
     cases = {data: _binary(scale, data, 500) for data in ('mnist', 'cifar10')}
-    return Study('controls-kkt', scale, cases, SEEDS[scale],
+    return Study('controls-kkt', scale, cases, _THREE[scale],
                  runs=('plain', 'split', 'random direction', 'random choice', 'random both'))
 
 # %% ../nbs/support/studies.ipynb #932f81ca

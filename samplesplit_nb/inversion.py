@@ -7,6 +7,7 @@ __all__ = ['recover_from_gradient', 'Inversion', 'invert_gradient']
 
 # %% ../nbs/beyond/inversion.ipynb #14be0003
 import copy, math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 import torch
@@ -516,7 +517,7 @@ def _solve(network, gradient, layers, samples, directions, starts, rounds, itera
 @torch.no_grad()
 def invert_gradient(
     network:MLP, # where the gradient was taken; two hidden layers or more, a bias in the first
-    gradient:list, # shaped like the parameters; any multiple, sign included
+    gradient:Iterable, # tensors shaped like the parameters; any multiple, sign included
     *,
     samples:int|None=None, # n; None: counted, see `_end`
     directions:int|None=None, # of the second span; None: n, of several steps 4n or more

@@ -517,10 +517,10 @@ class _LastSound:
     "The weights at the last look while they were finite"
     def __init__(self, model, lr): self.model, self.lr, self.kept = model, lr, None
 
-    def look(self, value, step)->None: # NumericalError if anything is not finite
+    def look(self, step, loss=0.)->None: # NumericalError if anything is not finite
         "Keep the weights; where the loss or they are lost, raise with those kept before"
         own = _tensors(self.model)
-        if math.isfinite(value.item()) and all(bool(t.isfinite().all()) for t in own):
+        if math.isfinite(loss) and all(bool(t.isfinite().all()) for t in own):
             self.kept = [t.detach().clone() for t in own]
             return
         last = None if self.kept is None else _fill(
@@ -533,13 +533,14 @@ def _descend(run, X, y, loss, steps, stop_loss, keeper, bar, lr):
     "Full-batch steps to the end; the loss there, with its graph"
     sound = _LastSound(run.model, lr)
     while True:
+        if keeper.due(run.steps): # before the forward pass, which may change averages
+            sound.look(run.steps) # what is saved is finite
+            keeper.save(run.state)
         value = _LOSSES[loss](run.model(X), y)
         end = run.steps == steps or (stop_loss is not None and bool(value < stop_loss))
-        save = keeper.due(run.steps)
-        if end or save or run.steps % 100 == 0:
-            sound.look(value, run.steps) # what is saved is finite
+        if end or run.steps % 100 == 0:
+            sound.look(run.steps, value.item())
             if bar: bar(run.steps, value.item())
-        if save: keeper.save(run.state)
         if end: return value
         run.optimiser.zero_grad()
         value.backward()

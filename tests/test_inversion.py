@@ -66,7 +66,7 @@ def gradient_problem(X, y, m, degree=3, seed=0, eta=0.1):
 
 
 def test_forty_images_from_one_gradient():
-    data = load_data('faces', n=40, seed=1)
+    data = load_data('faces', n=40, seed=1, mean='collection')
     W0, a0, dW = gradient_problem(data.X, data.y, 1645)
     best = math.inf
     for _ in range(3):
@@ -347,7 +347,7 @@ def test_fewer_than_two_neurons_per_sample_are_refused(bias, n):
 
 @pytest.mark.parametrize('per_sample', [2.0, 2.25, 2.5, 3.0, 4.0])
 def test_neurons_per_sample(per_sample):
-    data, n = load_data('faces', n=12, seed=4), 12
+    data, n = load_data('faces', n=12, seed=4, mean='collection'), 12
     for seed in range(3):
         net = perceptron([625, *[round(n * per_sample)] * 2, 1], seed=seed)
         found = invert_gradient(net, logistic(net, data.X, data.y))
@@ -362,7 +362,7 @@ def test_neurons_per_sample(per_sample):
 
 def test_two_samples_that_switch_on_the_same_neurons_hide_each_other():
     "Their second signals are parallel: of their activations only a combination is in the span"
-    data, net = load_data('faces', n=40, seed=0), perceptron([625, 120, 120, 1], seed=2)
+    data, net = load_data('faces', n=40, seed=0, mean='collection'), perceptron([625, 120, 120, 1], seed=2)
     found = invert_gradient(net, logistic(net, data.X, data.y))
     error = nearest(data.X, found.X)[0]
     missing = (error > 1e-3).nonzero()[:, 0].tolist()
@@ -562,7 +562,7 @@ def test_fewer_rounds_find_less_and_say_so():
 
 # Training runs
 
-FACES = load_data('faces', n=10, seed=2)
+FACES = load_data('faces', n=10, seed=2, mean='collection')
 APART = torch.cdist(FACES.X, FACES.X).fill_diagonal_(math.inf).amin(1)  # of each sample to the nearest other
 
 
@@ -778,7 +778,7 @@ def test_gradients_of_any_size(unit):
 @pytest.mark.parametrize('steps', [1, 2, 3, 5])
 def test_a_few_steps_of_descent_are_exact(steps):
     "The activations before the first step are in the span, however many directions the others add"
-    data, start = load_data('faces', n=10, seed=0), perceptron([625, 300, 300, 1])
+    data, start = load_data('faces', n=10, seed=0, mean='collection'), perceptron([625, 300, 300, 1])
     after = train_gd(start, data.X, data.y, loss='mse', lr=0.02, steps=steps).model
     found = invert_gradient(
         start, [q.detach() - p.detach() for p, q in zip(start.parameters(), after.parameters())]

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from .checkpoints import (check_tensors, file_size, load_weights,
     read_checkpoint, refuse_several, save_weights, unwrapped)
-from .checks import require, shown, typed
+from .checks import is_count, require, shown, typed
 from .networks import MLP, frozen_parameters, mlp_from_weights
 
 # %% ../nbs/support/weights.ipynb #bf5321b4
@@ -263,7 +263,8 @@ def input_shape(
 )->InputShape: # d, shape, rows; ValueError where `shape` does not fit
     "What the network takes: rows of d numbers if it is a perceptron, arrays otherwise"
     given = None if shape is None else tuple(shape)
-    require(given is None or min(given, default=0) >= 1, 'shape', given, 'of positive numbers',
+    good = given is None or (len(given) > 0 and all(is_count(v, 1) for v in given))
+    require(good, 'shape', given, 'of positive whole numbers',
             'for example `shape` 28 28')
     if isinstance(model, MLP): return _perceptron_shape(model.widths[0], given)
     return _module_shape(model, given)

@@ -289,3 +289,12 @@ def test_a_control_character_in_a_name_never_reaches_the_terminal(here):
     status, out, err = called([*RECONSTRUCT, '--out', 'a\x1b[2Jb'])
     assert status == 0 and '\x1b' not in out + err and 'wrote a\\x1b[2Jb/reconstruction.npz' in out
     assert Path('a\x1b[2Jb/reconstruction.npz').is_file()  # the file has its own name
+
+
+@pytest.mark.parametrize('shape', [['a'], [2.0, 3], [0], [], [True, 6], [None]])
+def test_a_shape_of_anything_but_counts(shape):
+    from samplesplit_nb.weights import input_shape
+
+    with pytest.raises(ValueError, match='^shape=.*shape must be of positive whole numbers'):
+        input_shape(torch.nn.Linear(6, 1), shape)
+    assert input_shape(torch.nn.Linear(6, 1), [6]).d == 6

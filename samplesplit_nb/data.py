@@ -319,7 +319,7 @@ def load_data(
     name:str='faces', # one of `SOURCES`
     n:int=20, # number of training samples, equally many of each class
     seed:int|None=None, # of a random draw; None: the first of each class in file order
-    root:str|None=None, # of the files; None: what SAMPLESPLIT_DATA names, or our cache
+    root:str|Path|None=None, # of the files; None: what SAMPLESPLIT_DATA names, or our cache
     task:str='binary', # 'binary': labels -1 / +1; 'multiclass': classes 0 to 9 (not the faces)
     mean:str|Tensor='training' # of `MEANS`, or (d,) in [0, 1]: what is subtracted
 )->ImageData:

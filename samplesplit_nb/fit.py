@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot, softplus
+from .checks import some
 
 # %% ../nbs/support/fit.ipynb #fit-evidence
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Evidence:
     spread:float|None=None # of the margins; None also where their mean is not positive
     unexplained:float|None=None # share of the first layer's step, from 0 to 1
     cosine:float|None=None # with one step of gradient descent, -1 to 1
+    carried:int|None=None # images that carry a part of the first layer's step
+    evenness:float|None=None # of that step's entries; those of Adam are nearly all as large
 
     @property
     def certain(self)->bool:
@@ -72,6 +75,39 @@ def _change(before, after, layer):
             zip(layer.parameters(), after.get_submodule(name).parameters())]
 
 # %% ../nbs/support/fit.ipynb #fit-firstb
+class _FirstStep:
+    "The first layer's step, and the rows that reach that layer; ValueError where nothing is"
+    def __init__(self, before, after, X):
+        layer, inputs = _first_layer(before, X)
+        if layer is None: raise ValueError('a convolution')
+        change, rows = _change(before, after, layer), inputs.double()
+        self.images, self.rows = len(X), rows.reshape(-1, inputs.shape[-1])
+        if len(change) > 1: # the bias: an input that is always 1
+            self.rows = torch.cat([self.rows, self.rows.new_ones(len(self.rows), 1)], 1)
+            change = [torch.cat([change[0], change[1][:, None]], 1)]
+        self.change, self.size = change[0], change[0].square().sum().item()
+        if self.size == 0 or len(self.rows) > min(.9*self.rows.shape[1], 1000):
+            raise ValueError('at rest, or too many images') # it takes too long
+
+    def unexplained(self): # share of the step by squares
+        basis = torch.linalg.svd(self.rows, full_matrices=False)
+        basis = basis.Vh[basis.S > 1e-10*basis.S[0]]
+        return ((self.change - self.change @ basis.T @ basis).square().sum().item())/self.size
+
+# %% ../nbs/support/fit.ipynb #fit-firstc
+def _carried(step, left):
+    "How many images carry more of the step than what is `left` unexplained allows"
+    if len(step.rows) != step.images: return None # several rows an image
+    weights = torch.linalg.lstsq(step.rows.T, step.change.T, driver='gelsd').solution
+    part = weights.norm(dim=1)*step.rows.norm(dim=1)
+    return int((part > max(1e-6, 10*left**.5)*part.max()).sum())
+
+def _evenness(step):
+    "Median of the entries that moved over nearly the largest; 1: all moved as far"
+    size = step.abs().flatten()
+    size = size[size > 1e-9*size.max()][:10**6]
+    return (size.median()/size.quantile(.99)).item()
+
 @torch.no_grad()
 def unexplained(
     before:nn.Module, # theta_0
@@ -79,18 +115,8 @@ def unexplained(
     X:Tensor # (n, ...) inputs as the network takes them
 )->float|None: # from 0 to 1; None: a convolution, a layer at rest, or too many images
     "The share of the first layer's step that no sum of images explains, by squares"
-    layer, inputs = _first_layer(before, X)
-    if layer is None: return None
-    change = _change(before, after, layer)
-    rows = inputs.double().reshape(-1, inputs.shape[-1])
-    if len(change) > 1: # the bias: an input that is always 1
-        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
-        change = [torch.cat([change[0], change[1][:, None]], 1)]
-    size = change[0].square().sum().item()
-    if size == 0 or len(rows) > min(.9*rows.shape[1], 1000): return None # it takes too long
-    basis = torch.linalg.svd(rows, full_matrices=False)
-    basis = basis.Vh[basis.S > 1e-10*basis.S[0]]
-    return ((change[0] - change[0] @ basis.T @ basis).square().sum().item())/size
+    try: return _FirstStep(before, after, X).unexplained()
+    except ValueError: return None
 
 # %% ../nbs/support/fit.ipynb #fit-estimate
 @torch.no_grad()
@@ -171,7 +197,11 @@ def look(
     if before is None: return seen
     try: along = step_cosine(before, model, X, y) if cosine else None
     except RuntimeError: along = None # a module without gradients
-    return replace(seen, unexplained=unexplained(before, model, X), cosine=along)
+    try: step = _FirstStep(before, model, X)
+    except ValueError: return replace(seen, cosine=along)
+    with torch.no_grad(): left = step.unexplained()
+    return replace(seen, cosine=along, unexplained=left, evenness=_evenness(step.change),
+                   carried=_carried(step, left))
 
 # %% ../nbs/support/fit.ipynb #fit-better
 _FLOOR = 1e-9 # shares below it are rounding
@@ -205,12 +235,13 @@ def supported(
         if other is not None and other.unexplained is not None:
             if _ratio(seen.unexplained, other.unexplained) >= 3: return True
         elif seen.unexplained < .01: return True
-    if seen.accuracy is None: return None if seen.unexplained is None else False
-    if seen.accuracy == 1 and seen.n > 1: return True
-    if other is None or other.accuracy is None: return seen.certain
-    hits, guess = round(seen.accuracy*seen.n), max(other.accuracy, seen.chance or 0)
-    if seen.certain and _tail(hits, seen.n, guess) < .05: return True
-    return None if seen.accuracy >= .95 else False # good on all images: nothing is told
+    if seen.unexplained is not None and (seen.accuracy is None or seen.unexplained > .05):
+        return False
+    if not seen.certain: return False if seen.accuracy is not None else None
+    if other is None or other.accuracy is None: return None
+    hits = round((seen.accuracy or 0.)*seen.n)
+    guess = max(other.accuracy, seen.chance or 0.)
+    return True if _tail(hits, seen.n, guess) < .05 else None # as good on others: no sign
 
 # %% ../nbs/support/fit.ipynb #fit-verdict
 @dataclass(frozen=True)
@@ -248,26 +279,72 @@ def _words(e:Evidence):
 
 _NOT = 'these images do not look like the training data as given'
 
+def _fits(e):
+    "The sentence for images that fit, wholly or in part"
+    part = e.unexplained is not None and e.unexplained > 1e-3
+    return (f'the network fits these images better than others ({_words(e)}), but not all of '
+            'them, or not exactly as given') if part else (
+            f'the network fits these images ({_words(e)})')
+
+def _by_step(e):
+    "A `Fit` where the step decides alone; None: it does not"
+    if e.cosine is not None and e.cosine < -.5: return Fit('none', f'{_NOT}: the step points '
+        'the other way; are `weights` and `init` swapped, or the labels?', e)
+    if e.evenness is not None and e.evenness > .27 and (e.unexplained or 0) > .01:
+        return Fit('unknown', 'nothing tells whether the network was trained on these images: '
+                   'most weights moved as far as the largest, as after Adam', e)
+    if e.carried is None or e.carried >= .9*e.n or (e.unexplained or 0) > 1e-6: return None
+    return Fit('none', f'only {e.carried} of these {e.n} images carry a part of the step '
+               f'({_words(e)}): name those that the network was trained on', e)
+
+def _alike(given, others):
+    "Other ways in which the network fits the images about as well, without a step to tell"
+    if not given.certain or (given.unexplained, given.cosine) != (None, None): return []
+    accuracy, spread = given.accuracy or 0., float(given.spread or torch.inf)
+    return [o for o, e in others.items()
+            if e.certain and (e.accuracy or 0.) >= accuracy and (e.spread or 0.) < 3*spread]
+
+
+# %% ../nbs/support/fit.ipynb #fit-judge3
+def _fitting(given, others):
+    "The ways that clearly fit where the given one clearly does not; {} where none is sure"
+    if given.unexplained is not None:
+        good = lambda e: e.unexplained is not None and e.unexplained < .05
+    elif given.cosine is not None: good = lambda e: (e.cosine or 0.) > .9
+    elif given.certain: return {}
+    else: good = lambda e: e.certain and e.accuracy >= .95
+    return {o: e for o, e in others.items() if good(e) and better(e, given)}
+
+def _other(given, fitting, unseen):
+    "The `Fit` for ways that fit better: one is named, several are listed"
+    best = [o for o, e in fitting.items()
+            if not any(better(f, e) for f in fitting.values())]
+    one, e = best[0], fitting[best[0]]
+    if len(best) > 1 and given.unexplained is None: return Fit(
+        'other', f'{_NOT} ({_words(given)}); it fits with {some(best, 4)}: state the one that '
+        'was used', given, unseen)
+    return Fit('other', f'{_NOT} ({_words(given)}); with {one} the network fits '
+               f'({_words(e)}): add it', given, unseen, one, e)
+
+# %% ../nbs/support/fit.ipynb #fit-judge2
 def judge(
     given:Evidence, # as the images are said to be preprocessed
     others:dict, # option -> `Evidence` of the same images given in another way
     unseen:Evidence|None=None # of other images, given as is said
 )->Fit:
     "What the numbers amount to"
-    enough = lambda e: e.certain or e.unexplained is None or e.unexplained < .05
-    fitting = {o: e for o, e in others.items() if enough(e) and better(e, given)}
-    if fitting:
-        best = next(o for o, e in fitting.items()
-                    if not any(better(f, e) for f in fitting.values()))
-        return Fit('other', f'{_NOT} ({_words(given)}); with {best} the network fits '
-                   f'({_words(fitting[best])}): add it', given, unseen, best, fitting[best])
-    known = supported(given, unseen)
-    if known: return Fit('fits', f'the network fits these images ({_words(given)})', given,
-                         unseen)
+    fitting, alone = _fitting(given, others), _by_step(given)
+    if fitting: return _other(given, fitting, unseen)
+    if alone is not None: return replace(alone, unseen=unseen)
+    known, alike = supported(given, unseen), _alike(given, others)
+    if known and not alike: return Fit('fits', _fits(given), given, unseen)
+    if alike: return Fit('unknown', f'the network fits these images ({_words(given)}), and as '
+                         f'well with {some(alike, 3)}: state the preprocessing that was used',
+                         given, unseen)
     if known is None: return Fit('unknown', 'nothing tells whether the network was trained on '
-                                 'these images', given, unseen)
+                                 f'these images ({_words(given)})', given, unseen)
     beside = '' if unseen is None else f'; other images: {_words(unseen)}'
     start = '' if given.unexplained is None else ', the weights before training'
     return Fit('none', f'{_NOT} ({_words(given)}{beside}), nor in another usual '
                'preprocessing: check the selection, the labels, the preprocessing, the order '
-               f'of the channels{start}', given, unseen)
+               f'of the channels{start}, or whether it was trained at all', given, unseen)

@@ -432,7 +432,8 @@ def _verdict(plan, k, sharp, left, complete):
     if complete: return f'all {n} samples: they explain the gradient to {left:.0e}'
     if plan.exact: return (f'{k} of {n} samples' + ' read off exactly'*bool(k)
                            + f', {left:.0e} of the gradient is left: '
-                           'take more rounds or another seed; '
+                           'several steps or batches are no single gradient (more '
+                           '`directions` see them); else take more rounds or another seed; '
                            'too few neurons, or images alike, do not come apart')
     if not k: return (f'0 of {n} samples: no input fits the step of the second layer; '
                       'other weights before training, another activation or another optimiser')

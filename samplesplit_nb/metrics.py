@@ -341,14 +341,16 @@ def score_table(
 def score_text(
     rows:list # as `score_candidates` gives them
 )->str: # lines of at most 100 characters, but for long names
-    "The table, and the names of the images that came back"
+    "The table, how many images came back, and their names"
     lines = [str(score_table(rows))]
+    other = [r['l2'] for r in rows if r['name'] == 'baseline: nearest other']
     for row in rows:
-        if not row.get('found_files'): continue
-        names = some([f"{f['file']} {f['l2']:.2f}" for f in row['found_files']], 20)
+        if row['name'].startswith(('baseline', 'control')) or not other: continue
+        back = int(recovered(torch.tensor(row['l2']), torch.tensor(other[0])).sum())
+        names = some([f"{f['file']} {f['l2']:.2f}" for f in row.get('found_files', ())], 20)
         lines.append(fill(
-            f"{row['name']}: nearer than half way to the nearest other image are "
-            f"{len(row['found_files'])} of {row['n']} (L2 distance): {names}", 100,
+            f"{row['name']}: {back} of {row['n']} images come back, nearer than half way to "
+            f"the nearest other image{f' (L2 distance): {names}' if names else ''}", 100,
             subsequent_indent='    ', break_long_words=False, break_on_hyphens=False))
     return '\n'.join(lines)
 

@@ -84,6 +84,15 @@ def _fit_record(known): # of no images, or none that can be told apart: nothing
     return {} if known is None else dict(fit=known.fit.record())
 
 
+# %% ../nbs/support/attacks.ipynb #c7114442
+def _say_network(say, model, module, known='', other='--module names any other'):
+    "The first lines of an attack; the network's `Description`"
+    about = describe(model)
+    say(f'network: {about}')
+    if known: say(f'activation: {known}')
+    elif not module: say(f'activation: ReLU, assumed; {other}')
+    return about
+
 # %% ../nbs/support/attacks.ipynb #883b49e3
 def certify_file(
     options:CertifyOptions|None=None, # None: `settings`
@@ -98,8 +107,8 @@ def certify_file(
     power = None if o.degree is None else Polynomial.power(o.degree)
     model = load_network(o.weights, o.module, power, pick_device(o.device))
     model, findings = _validated(o, model, double=True)
-    takes, about = input_shape(model, o.shape), describe(model)
-    say(f'network: {about}')
+    takes = input_shape(model, o.shape)
+    about = _say_network(say, model, o.module, f't^{o.degree}' if o.degree else '')
     for f in findings: say(str(f))
     known = known_images(o, model, takes) if o.data else None
     net, X, y = (model, None, None) if known is None else _on_data(
@@ -317,15 +326,6 @@ def _descend(o, out, ready, say):
             stopped.args = (f'what was found until step {last.history.step[-1]} is in '
                             f'{out/"reconstruction.npz"}',)
         raise
-
-# %% ../nbs/support/attacks.ipynb #c7114442
-def _say_network(say, model, module, known='', other='--module names any other'):
-    "The first lines of an attack; the network's `Description`"
-    about = describe(model)
-    say(f'network: {about}')
-    if known: say(f'activation: {known}')
-    elif not module: say(f'activation: ReLU, assumed; {other}')
-    return about
 
 # %% ../nbs/support/attacks.ipynb #c0330031
 def reconstruct_file(

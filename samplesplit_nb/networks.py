@@ -230,11 +230,19 @@ def _split_name(name): # ('fc1', 'weight') of 'fc1.weight', as of 'fc1/weight:0'
     layer, _, part = name.replace('/', '.').removesuffix(':0').rpartition('.')
     return layer, part
 
+# words of layers that stand beside others, and not after them
+_BRANCHES = {'skip', 'shortcut', 'residual', 'gate', 'up', 'down', 'query', 'key', 'value',
+             'q', 'k', 'v', 'qkv', 'attn', 'attention'}
+
 def _refuse_others(weights):
     "ValueError naming the first that is no layer's matrix or bias"
     deep = [f'{shown(name)} {tuple(w.shape)}' for name, w in weights.items() if w.ndim > 2]
     require(not deep, 'weights', f'<{", ".join(deep[:3])}>',
             "those of dense layers; a convolution's have more than two dimensions", _OWN)
+    beside = [name for name in weights
+              if _BRANCHES & set(re.split(r'[._\d]+', str(name).lower()))]
+    require(not beside, 'weights', f'<{", ".join(map(shown, beside[:3]))}>',
+            'those of layers one after the other', _OWN)
     require(len(weights) <= 4000, 'weights', f'<{len(weights):,} names>',
             'those of a perceptron with fewer layers', _OWN)
     of = {'weight': 2, 'kernel': 2, 'bias': 1}

@@ -252,7 +252,10 @@ def test_narrow_encodings(here, letters):
 def test_a_signal_ends_it_with_what_was_found(here, name, status):
     out = f'stopped-{name}'
     words = [*RECONSTRUCT, '--steps', '1000000', '--out', out]
-    with subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+    # a shell's background jobs start with Ctrl-C ignored, and their children inherit that
+    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen([*COMMAND, *words], preexec_fn=heed, **pipes) as p:
         seen = ''
         while 'reconstruct:' not in seen or '| 0/' in seen[-200:]:
             seen += os.read(p.stderr.fileno(), 4096).decode()

@@ -43,7 +43,7 @@ def test_stopped_again_and_again_it_ends_with_the_same_records(queue, tmp_path):
             one, two = (load_arrays(i.path.with_suffix('.npz')) for i in (a, b))
             assert all((one[name] == two[name]).all() for name in one) and one.keys() == two.keys()
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert len(lines) >= 4 and [line['finished'] for line in lines].count(True) == 2
+    assert len(lines) >= 3 and [line['finished'] for line in lines].count(True) == 2
     assert lines[0]['cpu_seconds'] < 0.7 and sum(line['cpu_seconds'] for line in lines) > 1
     assert {words for _, _, words, _, _ in queue.rows(parts)} == {'finished'}
 

@@ -88,7 +88,7 @@ def test_layers_call_downwards_only():
         'folders': ['checks', 'arrayfiles'],
         'data': ['checks', 'arrayfiles', 'folders', 'preprocessing'],
         'metrics': ['checks', 'tables'],
-        'fit': [],
+        'fit': ['checks'],
         'tangents': ['checks', 'networks'],
         'plain': ['networks'],
         'validator': ['checks', 'networks', 'plain', 'tangents'],

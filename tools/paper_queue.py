@@ -141,7 +141,10 @@ def main():
     items = [Item(*i, o.scale, o.results, o.cache) for i in known]
     if o.one is not None:
         os.nice(o.nice)
-        items[o.one].work()
+        try:
+            items[o.one].work()
+        except FileNotFoundError as e:  # the images are not at hand
+            raise SystemExit(str(e)) from None
         return
     if not o.status:
         words = ['--results', o.results, '--cache', o.cache, '--scale', o.scale, '--nice', str(o.nice)]

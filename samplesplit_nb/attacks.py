@@ -21,9 +21,10 @@ from .checks import (
 from .data import class_numbers
 from .descent import Reconstruction, ReconstructionError, Running
 from .figures import candidates_figure, matches_figure
-from .given import (
+from samplesplit_nb.given import (
     Known, about_images, candidate_scores, images_given, images_mark, in_pixels, known_images,
-    plain_images, preprocessing_told, say_images, task_for, to_pictures, told_option)
+    outputs_of, plain_images, preprocessing_told, say_images, task_for, to_pictures,
+    told_option)
 from .inversion import Inversion
 from .metrics import score_text
 from .networks import MLP, Polynomial, is_relu
@@ -43,11 +44,6 @@ from .steps import invert_step
 from .storage import Checkpoint, load_arrays, save_arrays, save_figure, save_json
 from .validator import Prepared, prepared
 from .weights import PICTURES, InputShape, describe, input_shape, load_network
-
-# %% ../nbs/support/attacks.ipynb #c0330056
-def _outputs(model, takes):
-    "How many numbers the network gives for one input"
-    return model(next(model.parameters()).new_zeros(1, *takes.one)).shape[1]
 
 # %% ../nbs/support/attacks.ipynb #0a7a0002
 def _validated(o, model, step=False, double=False):
@@ -112,7 +108,7 @@ def certify_file(
     for f in findings: say(str(f))
     known = known_images(o, model, takes) if o.data else None
     net, X, y = (model, None, None) if known is None else _on_data(
-        model, known, _outputs(model, takes))
+        model, known, outputs_of(model, takes))
     _say_fit(say, known)
     found = certify(net, X, y, n=20 if X is None and o.n is None else o.n, degree=o.degree,
                     homogeneous=about.homogeneous, d=takes.d)
@@ -200,7 +196,7 @@ def _prepare(o):
     model = load_network(o.weights, o.module, device=pick_device(o.device))
     model, findings = _validated(o, model, step=method == 'ntk')
     takes = input_shape(model, o.shape)
-    _check_attack(o, method, _outputs(model, takes))
+    _check_attack(o, method, outputs_of(model, takes))
     dtype = next(model.parameters()).dtype
     init:Any = _before(o, model).to(dtype) if o.init else None
     data = known_images(o, model, takes, init) if o.data else None

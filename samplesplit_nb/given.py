@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['USUAL', 'stated_options', 'preprocessed', 'plain_images', 'images_given', 'images_mark', 'about_images', 'say_images',
            'task_of', 'task_for', 'to_inputs', 'to_pictures', 'told_option', 'preprocessing_told', 'usual_ways',
-           'Known', 'known_images', 'in_pixels', 'candidate_scores']
+           'Known', 'outputs_of', 'known_images', 'in_pixels', 'candidate_scores']
 
 # %% ../nbs/support/given.ipynb #given-imports
 from dataclasses import dataclass, replace
@@ -298,7 +298,7 @@ def _verdict(o, eyes, data, plain, layouts, chosen, given):
     more = unseen_images(o.data, plain, o.data_seed)
     unseen = None if more is None else eyes(
         data.preprocessing(more.to_pixels(more.X)), takes.shape, order,
-        class_numbers(more, _outputs(eyes.model, eyes.takes)), cosine=False)
+        class_numbers(more, outputs_of(eyes.model, eyes.takes)), cosine=False)
     fit = judge(given, others, unseen)
     if fit.verdict == 'fits' and (given.unexplained or 0) < 1e-6: return fit
     for place, order in layouts if data.preprocessing.invertible else []:
@@ -313,10 +313,13 @@ def _collection_mean(o, plain): # None: the file is too short
                                 o.gray).mean
     except ValueError: return None
 
-def _outputs(model, takes):
+@torch.no_grad()
+def outputs_of(
+    model:Module,
+    takes:InputShape # see `input_shape`
+)->int:
     "How many numbers the network gives for one input"
-    with torch.no_grad():
-        return model(next(model.parameters()).new_zeros(1, *takes.one)).shape[1]
+    return model(next(model.parameters()).new_zeros(1, *takes.one)).shape[1]
 
 
 # %% ../nbs/support/given.ipynb #given-known-all
@@ -327,7 +330,7 @@ def known_images(
     before:Module|None=None # the same network before training; None: not known
 )->Known: # ValueError for images of another size, or more classes than outputs
     "The images that the options name, and whether the network fits them"
-    outputs = _outputs(model, takes)
+    outputs = outputs_of(model, takes)
     plain = plain_images(o, task_for(outputs))
     data = preprocessed(o, plain)
     require(data.X.shape[1] == takes.d, 'data', o.data, f'of {takes.d} numbers an image, '

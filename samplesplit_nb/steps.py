@@ -10,6 +10,7 @@ import copy
 from dataclasses import dataclass
 import torch
 from .checks import require
+from .fit import EVEN, evenness
 from .inversion import Inversion, _end, invert_gradient
 from .networks import MLP
 from .perceptrons import LIKELY, activation_named
@@ -82,14 +83,6 @@ def decay_factors(
         found.append(1. if c == 1 else decays)
     return tuple(found)
 
-# %% ../nbs/beyond/steps.ipynb #57000017
-def _evenness(step):
-    "Median of the entries that moved over nearly the largest; 1: all moved as far"
-    size = step.double().abs().flatten()
-    size = size[size > 1e-9*size.max()]
-    if len(size) > 10**6: size = size[torch.linspace(0, len(size) - 1, 10**6).long()]
-    return (size.median()/size.quantile(.99)).item() if len(size) else 0.
-
 # %% ../nbs/beyond/steps.ipynb #57000017b
 def _cause(before, after):
     "Why the first layer's step may be no sum of few gradients, in words"
@@ -98,8 +91,8 @@ def _cause(before, after):
     if alike < .1: return (
         f'the two have nothing in common (their correlation is {alike:.2f}): `init` is not '
         'this network before training')
-    even = _evenness(q - p)
-    if even > .27: return (
+    even = evenness(q - p)
+    if even > EVEN: return (
         f'most weights moved as far as the largest (median {even:.2f} of it): so do Adam and '
         'RMSprop, whose steps are no gradients')
     return ('more samples than neurons or inputs, a step that is small against rounding, or '

@@ -116,7 +116,7 @@ def test_layers_call_downwards_only():
         'perceptrons': ['checks', 'networks'],
         'inversion': ['checks', 'decomposition', 'identifiability', 'networks', 'perceptrons'],
         'shallow': ['checks', 'inversion', 'networks', 'perceptrons'],
-        'steps': ['checks', 'inversion', 'networks', 'perceptrons', 'shallow'],
+        'steps': ['checks', 'fit', 'inversion', 'networks', 'perceptrons', 'shallow'],
         'peeling': ['checks', 'rules', 'descent', 'objectives', 'optimisers', 'splitting', 'storage'],
         'stationarity': ['checks', 'networks', 'tangents'],
         'certificates': ['checks', 'identifiability', 'networks', 'stationarity'],

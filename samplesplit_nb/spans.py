@@ -93,14 +93,13 @@ def _first_weights(model, init, shape):
 # %% ../nbs/beyond/spans.ipynb #5a9e1013
 def _story(what, rank, shape, drop, given):
     "What was found, in a sentence"
-    rows, d = shape
-    if given: return f'{rank} directions of {d}, as asked, of the first layer\'s {what}'
-    if rank == min(rows, d): return (
-        f'{rank} directions: the first layer\'s {what} has full rank; at least so many '
-        'samples, or it is no span')
-    sure = '' if drop >= _SHARP else ': no sharp drop, so this is a guess; pass rank=n'
-    return (f'{rank} directions of {d}: then the singular values of the first layer\'s {what} '
-            f'fall by a factor of {drop:.1e}{sure}')
+    of = f'of the first layer\'s {what}'
+    if given: return f'{rank} directions of {shape[1]}, as asked, {of}'
+    if drop < _SHARP: return (
+        f'{rank} directions of {shape[1]}: no sharp drop of the singular values {of}, so all '
+        'are kept; pass rank=n where n is known')
+    return (f'{rank} directions of {shape[1]}: then the singular values {of} fall by a factor '
+            f'of {drop:.1e}')
 
 # %% ../nbs/beyond/spans.ipynb #5a9e1014
 def first_layer_span(
@@ -108,7 +107,8 @@ def first_layer_span(
     init:nn.Module|None=None, # the same before training; None: the span of its weights
     *,
     shape:tuple|None=None, # of one input, for a model that is no MLP
-    rank:int|None=None # how many directions; None: as the singular values tell
+    rank:int|None=None # how many directions; None: up to the sharp drop of the singular
+    # values, all where there is none
 )->Span: # in the dtype of the model, on its device
     """The images that the rows of the first layer's step, or of its weights, span
 
@@ -123,7 +123,8 @@ def first_layer_span(
     end = _end(G)
     with no_breakdown('the span', 'look at the first layer\'s weights'):
         values, V = torch.linalg.svd(G, full_matrices=False)[1:]
-    count = min(rank or end.rank, most)
+    counted = end.rank if end.drop >= _SHARP else int((values > 1e-12*values[0]).sum())
+    count = rank or counted
     rows = V[:count]/scale.cpu() # of images, which the layer sees scaled and shifted
     basis = torch.linalg.qr(rows.T)[0].T if bool((scale != 1).any()) else rows
     like = next(model.parameters()).detach()
@@ -180,17 +181,9 @@ class _SpannedMap(_Spanned):
     def contributions(self, x:Tensor, lam:Tensor)->Tensor: # (k,) from (k, r), (k,)
         return self.objective.contributions(self.images(x), lam)
 
-# %% ../nbs/beyond/spans.ipynb #5a9e1023
-class SpannedObjective(_SpannedMap):
-    """An attack whose candidates are coordinates z (k, r) of images in a span
-
-    `images(z)` are the images, `coordinates(x)` the way back. Penalties are those of the
-    images. Wherever other objectives say x (k, d), this one takes and gives z (k, r)."""
-    def __init__(self,
-        objective:ReconstructionObjective, # any, of images (k, d)
-        span:Span): # in d dimensions
-        "ValueError for another dimension, and for what is no objective or no span"
-        super().__init__(objective, span)
+# %% ../nbs/beyond/spans.ipynb #5a9e1043
+class _SpannedValues(_SpannedMap):
+    "And values with gradients, in the attack's own way"
     def check(self, x:Tensor, lam:Tensor)->None: # coordinates (k, r), multipliers (k,)
         "ValueError unless coordinates and multipliers fit"
         require_tensor('x', x, like=self.span.basis)
@@ -203,6 +196,18 @@ class SpannedObjective(_SpannedMap):
     def projected_value_and_grad(self, x:Tensor)->Projected: # (k, r)
         found = self.objective.projected_value_and_grad(self.images(x))
         return Projected(found.value, found.grad_x @ self.span.basis.T, found.lam)
+
+# %% ../nbs/beyond/spans.ipynb #5a9e1023
+class SpannedObjective(_SpannedValues):
+    """An attack whose candidates are coordinates z (k, r) of images in a span
+
+    `images(z)` are the images, `coordinates(x)` the way back. Penalties are those of the
+    images. Wherever other objectives say x (k, d), this one takes and gives z (k, r)."""
+    def __init__(self,
+        objective:ReconstructionObjective, # any, of images (k, d)
+        span:Span): # in d dimensions
+        "ValueError for another dimension, and for what is no objective or no span"
+        super().__init__(objective, span)
     def select(self, parents:Tensor)->Self: return self._with(self.objective.select(parents))
     def smoothed(self, sharpness:float|None)->Self:
         return self._with(self.objective.smoothed(sharpness))

@@ -99,6 +99,10 @@ def _factors(count, chosen):
         for i in places: factors[i] = weight
     return factors
 
+def _times(factors, parts):
+    "Each tensor or number by its factor; the same tensor where that is 1"
+    return [p if f == 1 else f*p for f, p in zip(factors, parts)]
+
 # %% ../nbs/beyond/layers.ipynb #1a9e0018
 class LayeredTangent(Tangent):
     "W f(x), with a factor for each tensor of f(x); see `on_layers`"
@@ -112,22 +116,26 @@ class LayeredTangent(Tangent):
         self.activation = tangent.activation
     def _scaled(self, parts): return _times(self.factors, parts)
     def with_activation(self, activation)->Self:
+        "The same weights with another activation; shares all tensors"
         return type(self)(self.tangent.with_activation(activation), self.factors)
-    def to(self, device=None, dtype=None)->Self:
+    def to(self, device=None, dtype=None)->Self: # see `moved`
+        "The same map elsewhere"
         return type(self)(self.tangent.to(device, dtype), self.factors)
-    def logits(self, x:Tensor)->Tensor: return self.tangent.logits(x) # (k, outputs)
-    def features(self, x:Tensor, cotangent:Tensor)->Any: # (k, d), (k, outputs)
+    def logits(self, x:Tensor)->Tensor: # (k, outputs)
+        "The network's outputs Phi(x), without weights"
+        return self.tangent.logits(x)
+    def features(self, x:Tensor, cotangent:Tensor)->Any: # from (k, d) and (k, outputs)
+        "What the other methods need of x and the cotangents"
         return self.tangent.features(x, cotangent)
-    def weighted_sum(self, fs, lam:Tensor|None=None)->list: # (k,)
+    def weighted_sum(self, fs, lam:Tensor|None=None)->list: # shaped like the parameters
+        "W sum_i lam_i f(x_i); lam (k,), None: all 1; fs: from `features`"
         return self._scaled(self.tangent.weighted_sum(fs, lam))
     def along(self, fs, vector:list)->Tensor: # (k, outputs)
+        "Derivatives of the outputs along W times a parameter-shaped `vector`"
         return self.tangent.along(fs, self._scaled(vector))
-    def along_and_grad(self, fs, vector:list)->AlongAndGrad:
+    def along_and_grad(self, fs, vector:list)->AlongAndGrad: # (k, outputs), (k, d)
+        "Those, and the gradient in x of their sum weighted by the cotangents"
         return self.tangent.along_and_grad(fs, self._scaled(vector))
-
-def _times(factors, parts):
-    "Each tensor or number by its factor; the same tensor where that is 1"
-    return [p if f == 1 else f*p for f, p in zip(factors, parts)]
 
 # %% ../nbs/beyond/layers.ipynb #1a9e0021
 def _inputs_gram(ha, hb, squares):
@@ -228,6 +236,14 @@ class _Parts(ReconstructionObjective):
         return [m if self.parts[0].vector else m[:, 0] for m in lam.split(width, 1)]
     def _beside(self, columns): # (k, layers) or (k, layers*outputs)
         return torch.cat([c.view(len(c), -1) for c in columns], 1)
+    @property
+    def activation(self)->Any:
+        "The network's activation, softened as the attack has it"
+        return self.parts[0].activation
+    @property
+    def labels(self)->Tensor: # (k,); AttributeError where candidates have none
+        "One label for each candidate, as the attack has them"
+        return self.parts[0].labels
     def multiplier_shape(self, k:int)->tuple: # (k, layers), times the outputs if several
         one = self.parts[0].multiplier_shape(k)
         return k, len(self.parts)*(1 if len(one) == 1 else one[1])
@@ -270,22 +286,18 @@ class ProjectionObjective(_PartsMap):
         factors = [_factors(count, [one]) for one in chosen]
         super().__init__([_on_factors(objective, f) for f in factors], objective)
         self.factors = factors
-    @property
-    def activation(self)->Any:
-        "The network's activation, softened as the attack has it"
-        return self.parts[0].activation
-    @property
-    def labels(self)->Tensor: # (k,); AttributeError where candidates have none
-        "The labels of the candidates"
-        return self.parts[0].labels
-    def select(self, parents:Tensor)->Self: # (k',)
+    def select(self, parents:Tensor)->Self: # parents: (k',) numbers of rows
+        "The same attack on candidates that descend from these rows, with their labels"
         return self._new(lambda p: p.select(parents))
     def smoothed(self, sharpness:float|None)->Self:
+        "The same at another sharpness; shares all tensors"
         return self._new(lambda p: p.smoothed(sharpness))
-    def to(self, device=None, dtype=None)->Self:
+    def to(self, device=None, dtype=None)->Self: # ValueError for no floating dtype
+        "The same elsewhere: every part, and the target"
         other = super().to(device, dtype)
         return other._new(lambda p: p.to(device, dtype))
-    def retargeted(self, target:list)->Self:
+    def retargeted(self, target:list)->Self: # target: shaped like the parameters
+        "The same maps with another target, in units of the weights"
         other = copy.copy(self)
         alone = lambda f: [t if w else torch.zeros_like(t)
                            for w, t in zip(f*(len(target)//len(f)), target)]

@@ -208,12 +208,17 @@ class SpannedObjective(_SpannedValues):
         span:Span): # in d dimensions
         "ValueError for another dimension, and for what is no objective or no span"
         super().__init__(objective, span)
-    def select(self, parents:Tensor)->Self: return self._with(self.objective.select(parents))
+    def select(self, parents:Tensor)->Self: # parents: (k',) numbers of rows
+        "The same attack on candidates that descend from these rows, in the same span"
+        return self._with(self.objective.select(parents))
     def smoothed(self, sharpness:float|None)->Self:
+        "The same at another sharpness, in the same span"
         return self._with(self.objective.smoothed(sharpness))
-    def retargeted(self, target:list)->Self:
+    def retargeted(self, target:list)->Self: # target: shaped like the parameters
+        "The same maps with another target, in the same span"
         return self._with(self.objective.retargeted(target))
-    def to(self, device=None, dtype=None)->Self:
+    def to(self, device=None, dtype=None)->Self: # ValueError for no floating dtype
+        "The same elsewhere: the attack and the span"
         other = self._with(self.objective.to(pick_place(device, dtype), dtype))
         other.span = self.span.to(other.target[0].device, other.target[0].dtype)
         return other
@@ -226,6 +231,6 @@ class SpannedObjective(_SpannedValues):
         return getattr(self.objective, 'activation', None)
     @property
     def labels(self)->Tensor: # (k,); AttributeError where candidates have none
-        "The labels of the candidates"
+        "One label for each candidate, as the attack has them"
         objective:Any = self.objective
         return objective.labels

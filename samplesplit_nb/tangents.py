@@ -141,7 +141,6 @@ class Tangent:
     outputs:int # of the network
     weights:list # its trained parameters, in order
     activation:Callable|None # what stands for ReLU; None: a module's own
-
     def with_activation(self, activation)->Self:
         "The same map with another activation; shares all tensors"
         raise NotImplementedError
@@ -160,14 +159,13 @@ class Tangent:
     def along_and_grad(self, fs, vector:list)->AlongAndGrad: # (k, outputs), (k, d)
         "Those, and the gradient in x of their sum weighted by the cotangents"
         raise NotImplementedError
-    def gram(self,
-        a, b=None, # each from `features`; b None: a
+    def gram(self, a, b=None, # each from `features`; b None: a
         other:Any=None # the tangent that made b, of a network of the same shape; None: this
     )->Tensor: # (k_a, k_b)
         "The tangent kernel <f(x_i), f(x_j)> between two batches"
         raise NotImplementedError
     def gram_form(self, target:list, noise:list)->Any: # a `GramForm`; None: there is none
-        "The Gram form for a parameter-shaped target, with the rounding in each tensor of it"
+        "The Gram form for a parameter-shaped target; `noise`: norm of the rounding in each"
         return None
     def to(self, device=None, dtype=None)->Self: # see `moved`
         "The same map elsewhere: each tensor, module and tangent it holds is moved"

@@ -364,16 +364,16 @@ class NetworkObjective(_EitherForm):
                 "'auto' takes the one with fewer multiplications")
         super().__init__(tangent, target, chunk_size, **penalties)
         self.form = form
-        if form != 'residual' and isinstance(self.tangent, PerceptronTangent):
-            self._gram_form = GramForm(self.tangent.network, self.target,
-                                       noise or [0.]*len(self.target))
+        if form != 'residual':
+            self._gram_form = self.tangent.gram_form(self.target,
+                                                     noise or [0.]*len(self.target))
         require(form != 'gram' or self._gram_form is not None, 'form', repr(form),
                 "'residual' here", 'the Gram form is for perceptrons, all candidates at once')
     def retargeted(self, target:list)->Self: # target: shaped like the parameters
         "The same maps and penalties with another target; shares all other tensors"
         other, form = super().retargeted(target), self._gram_form
         if form is not None:
-            other._gram_form = GramForm(form.network, other.target, [0.]*len(other.target))
+            other._gram_form = self.tangent.gram_form(other.target, [0.]*len(other.target))
         return other
     def to(self, device=None, dtype=None)->Self: # ValueError for a dtype that is not floating
         "The same elsewhere: tangent, target, penalties, labels and the Gram form"
@@ -383,8 +383,7 @@ class NetworkObjective(_EitherForm):
                                                         other.tangent.weights)}
         other.target = [own.get(t.data_ptr(), s) for t, s in zip(self.target, other.target)]
         current = form is not None and form.target is self.target
-        if current and isinstance(other.tangent, PerceptronTangent):
-            other._gram_form = GramForm(other.tangent.network, other.target, form.noise)
+        if current: other._gram_form = other.tangent.gram_form(other.target, form.noise)
         return other
 
 # %% ../nbs/01_objectives.ipynb #dfa3d9da

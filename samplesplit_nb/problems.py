@@ -20,6 +20,7 @@ from .checks import (
     NumericalError, pick_device, printable, require, require_memory, seeded)
 from .data import SOURCES, ImageData, load_data, load_images
 from .descent import Descent
+from .layers import on_layers
 from .metrics import L2, SSIM, has_ssim
 from .networks import MLP, is_relu
 from .objectives import (
@@ -158,7 +159,8 @@ def make_objective(
         sharpness=_last_sharpness(e), shape=shape, chunk_size=chunk_size,
         box=_box(e, pixels), box_weight=e.box_weight)
     model = copy.deepcopy(model).to(getattr(torch, e.dtype))
-    return ATTACKS[e.method].objective(e, model, init, k, **options)
+    made = ATTACKS[e.method].objective(e, model, init, k, **options)
+    return made if e.layers is None else on_layers(made, e.layers)
 
 # %% ../nbs/support/problems.ipynb #a0c32d49
 @dataclass

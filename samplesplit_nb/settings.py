@@ -154,6 +154,15 @@ class _Search(_Network):
         require(self.hold is None or self.cycles is None, 'hold', self.hold,
                 f'None with cycles={self.cycles}', 'choose one schedule')
 
+# %% ../nbs/support/settings.ipynb #1a9e0060
+def _check_layers(layers):
+    "ValueError for what is no choice of the network's three layers"
+    known = isinstance(layers, (tuple, list)) and all(
+        is_number(i) and isinstance(i, int) and -3 <= i < 3 for i in layers)
+    good = layers is None or (known and 1 <= len(layers) == len({i % 3 for i in layers}))
+    require(good, 'layers', repr(layers), 'None, or different numbers from -3 to 2',
+            'use (-1,) for the last layer')
+
 # %% ../nbs/support/settings.ipynb #5e770024
 @dataclass(frozen=True)
 class _Objective(_Search):
@@ -162,6 +171,7 @@ class _Objective(_Search):
     start_multipliers:tuple=(0., 0.) # they start uniform on this interval
     sharpness:tuple|str=(50., 200.) # of the softened ReLU, first and last; 'loo': as published
     tangent:str='init' # ntk: f at theta_0 ('init'), theta ('final'), their 'mean', or 'both'
+    layers:tuple|None=None # that are matched, by number, see `layers.on_layers`; None: all
     surrogate:bool=False # ntk: ReLU as Haim et al. 2022 have it, not softplus
     box:str='pixels' # keeps values in 'pixels' (-mean to 1 - mean), 'unit' (-1 to 1) or 'none'
     box_weight:float|None=None # None: as published, 0.1 for ntk, else or with surrogate d
@@ -174,6 +184,7 @@ class _Objective(_Search):
         super().__post_init__()
         _check_words(self, 'tangent', 'box', 'over_k')
         _check_positive(self, 'start_scale')
+        _check_layers(self.layers)
         for name in ('surrogate', 'lam_signed', 'share'):
             require_flag(name, getattr(self, name))
         require(self.lam_signed or self.lr_multipliers is not None, 'lam_signed', False,
@@ -261,7 +272,7 @@ class Experiment(_Splits):
 _LATER:dict[str, Any] = {
     'hold': None, 'mean': 'collection', 'training_loss': None, 'bias': None,
     'start_layers': None, 'surrogate': False, 'lam_signed': True, 'over_k': None,
-    'splitting_rule': 'ours'}
+    'splitting_rule': 'ours', 'layers': None}
 
 # what stands in each registry of `CHOICES` as this package has it
 BUILT_IN:dict[str, dict] = {'optimizer': dict(OPTIMIZERS)}

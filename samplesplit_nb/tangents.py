@@ -91,12 +91,9 @@ def tangent_inner(network:MLP, features:TangentFeatures, vector:list)->Tensor: #
 
 def gram(network:MLP, a:TangentFeatures, b:TangentFeatures|None=None)->Tensor: # (k_a, k_b)
     "The tangent kernel <f(x_i), f(x_j)> between two batches (b=None: with itself)"
-    b = b or a
-    total:Any = 0
-    for layer, ha, da, hb, db in zip(network.layers, a.inputs, a.deltas,
-                                     b.inputs, b.deltas):
-        total = total + (da @ db.T)*(ha @ hb.T + (layer.bias is not None))
-    return total
+    every = zip(network.layers, a.inputs, a.deltas, *(b or a)[:2]) # inputs and deltas
+    return sum((da @ db.T)*(ha @ hb.T + (layer.bias is not None))
+               for layer, ha, da, hb, db in every)
 
 # %% ../nbs/support/tangents.ipynb #3d1af2d1
 def _slope_rate(activation, z, slope):
@@ -139,12 +136,11 @@ def tangent_inner_grad(
 class Tangent:
     """What an objective needs of a network: f(x) = grad_theta <c, Phi(x)>.
 
-    `fs` is what `features` made of x (k, d) and c. Subclasses define all methods but `to`."""
+    `fs` is what `features` made of x (k, d) and c. Subclasses define all but the last two."""
     d:int # numbers in one input
     outputs:int # of the network
     weights:list # its trained parameters, in order
     activation:Callable|None # what stands for ReLU; None: a module's own
-
     def with_activation(self, activation)->Self:
         "The same map with another activation; shares all tensors"
         raise NotImplementedError
@@ -163,12 +159,14 @@ class Tangent:
     def along_and_grad(self, fs, vector:list)->AlongAndGrad: # (k, outputs), (k, d)
         "Those, and the gradient in x of their sum weighted by the cotangents"
         raise NotImplementedError
-    def gram(self,
-        a, b=None, # each from `features`; b None: a
+    def gram(self, a, b=None, # each from `features`; b None: a
         other:Any=None # the tangent that made b, of a network of the same shape; None: this
     )->Tensor: # (k_a, k_b)
         "The tangent kernel <f(x_i), f(x_j)> between two batches"
         raise NotImplementedError
+    def gram_form(self, target:list, noise:list)->Any: # a `GramForm`; None: there is none
+        "The Gram form for a parameter-shaped target; `noise`: norm of the rounding in each"
+        return None
     def to(self, device=None, dtype=None)->Self: # see `moved`
         "The same map elsewhere: each tensor, module and tangent it holds is moved"
         device, other = pick_place(device, dtype), copy.copy(self)
@@ -214,6 +212,8 @@ class PerceptronTangent(Tangent):
     def along_and_grad(self, fs, vector:list)->AlongAndGrad:
         return _outputs_and_grad(self.network, self.activation, fs, vector)
     def gram(self, a, b=None, other=None)->Tensor: return gram(self.network, a, b)
+    def gram_form(self, target:list, noise:list)->Any:
+        return GramForm(self.network, target, noise)
     def to(self, device=None, dtype=None)->Self:
         other = super().to(device, dtype)
         other.weights = list(other.network.parameters()) # one copy, not two
@@ -379,8 +379,8 @@ class StackedTangent(Tangent):
         outs, grads = zip(*(t.along_and_grad(f, v) for t, f, v in self._pairs(fs, vector)))
         return AlongAndGrad(sum(outs), sum(grads))
     def gram(self, a, b=None, other=None)->Tensor:
-        b = a if b is None else b
-        return sum(t.gram(f, g) for t, f, g in zip(self.tangents, a, b))
+        pairs = zip(self.tangents, a, a if b is None else b)
+        return sum(t.gram(f, g) for t, f, g in pairs)
 
 # %% ../nbs/support/tangents.ipynb #9e5a0031
 class MeanTangent(StackedTangent):

@@ -118,6 +118,8 @@ def test_layers_call_downwards_only():
         'shallow': ['checks', 'inversion', 'networks', 'perceptrons'],
         'steps': ['checks', 'fit', 'inversion', 'networks', 'perceptrons', 'shallow'],
         'peeling': ['checks', 'rules', 'descent', 'objectives', 'optimisers', 'splitting', 'storage'],
+        'layers': ['checks', 'objectives', 'penalties', 'tangents'],
+        'spans': ['checks', 'inversion', 'objectives', 'penalties', 'perceptrons', 'tangents'],
         'stationarity': ['checks', 'networks', 'tangents'],
         'certificates': ['checks', 'identifiability', 'networks', 'stationarity'],
     }
@@ -126,7 +128,7 @@ def test_layers_call_downwards_only():
     below['records'] = ['checks', 'rules', 'metrics', 'settings', 'splitting', 'descent', 'storage', 'tables']
     below['figures'] = ['checks', 'metrics', 'records']
     theory = 'tangents', 'rules', 'identifiability', 'objectives', 'descent', 'splitting', 'presets'
-    below['problems'] = [*floor, *theory, 'training', 'settings']
+    below['problems'] = [*floor, *theory, 'training', 'settings', 'layers']
     below['runs'] = [*below['problems'], 'problems', 'records', 'inversion', 'peeling']
     for lower, upper in (('runs', 'search'), ('search', 'studies'), ('studies', 'claims')):
         below[upper] = [*below[lower], lower, 'figures']

@@ -96,7 +96,7 @@ class UnitAdam(torch.optim.Adam):
         super().__init__(params, lr=lr, betas=betas, eps=eps)
 
     @torch.no_grad()
-    def step(self,
+    def step(self, # type: ignore[override] # as above
         closure:Callable|None=None # evaluates the loss and its gradients anew
     )->float|None: # what the closure returns
         "Move every parameter against its gradient, once"

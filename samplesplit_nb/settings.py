@@ -50,7 +50,8 @@ def _check_pair(e, name, above=float('-inf')):
 # what settings of an `Experiment` that are words can be: names, or a registry by name
 CHOICES:dict[str, Collection[str]] = dict(
     method=('ntk', 'kkt', 'multiclass', 'simulated'),
-    training=('exact', 'margin', 'descent'), mean=('training', 'collection'), optimizer=OPTIMIZERS,
+    training=('exact', 'margin', 'descent'), mean=('training', 'collection'),
+    optimizer=OPTIMIZERS,
     tangent=('init', 'final', 'mean', 'both'), box=('pixels', 'unit', 'none'),
     span=('none', 'first'),
     dtype=('float32', 'float64'),
@@ -184,7 +185,7 @@ class _Objective(_Search):
     sharpness:tuple|str=(50., 200.) # of the softened ReLU, first and last; 'loo': as published
     sharpened:float=1. # part of the steps after which it is the last
     span:str='none' # candidates are any images, or lie in the span of the 'first' layer
-    tolerance:float=.1 # simulated: error of a step in units of |theta - theta_0|; 0: real steps
+    tolerance:float=.1 # simulated: error of a step over |theta - theta_0|; 0: the real steps
     simulated_steps:int=60 # simulated: at most so many
     tangent:str='init' # ntk: f at theta_0 ('init'), theta ('final'), their 'mean', or 'both'
     layers:tuple|None=None # that are matched, by number, see `layers.on_layers`; None: all

@@ -28,7 +28,7 @@ from .objectives import (
 from .optimisers import geometric, hold_then_decay, loo_sharpness, warm_restarts
 from .settings import BUILT_IN, CHOICES, TRAINING, Experiment, fingerprint
 from .simulated import SimulatedTraining
-from .simulation import Fineness, Taken, TrainingRecipe
+from .simulation import Fineness, TrainingRecipe
 from .spans import SpannedObjective, first_layer_span
 from .splitting import Every, Splitting, Stop
 from .storage import (
@@ -397,8 +397,9 @@ def _blind(objective, k):
     exact, g = objective.smoothed(None) if relu else objective, seeded(0)
     drawn = lambda like, *size: torch.randn(size, generator=g, dtype=torch.float64).to(like)
     like = objective.target[0]
-    some:Any = [drawn(t, *t.shape) for t in objective.target]
-    if is_simulated(objective): some = [Taken(objective.target, some, None)]
+    some = [drawn(t, *t.shape) for t in objective.target]
+    if is_simulated(objective): # a vector of its own kind
+        some = objective.residual(drawn(like, k, objective.d), like.new_full((k,), 1/k))
     sizes = (.1, .5, 1., 2.)*max(1, 8//k)
     seen = torch.stack([exact.inner(some, size*drawn(like, k, objective.d))
                         for size in sizes])

@@ -389,7 +389,7 @@ def split_samples(
     require(callable(getattr(rule, 'propose', None)) and not isinstance(rule, type), 'rule',
             repr(rule), 'an object (not a class) with propose', 'write SplitRule()')
     residual, generator = objective.residual(x, lam), _seeded(generator)
-    before = sum(r.square().sum() for r in residual).item()
+    before = objective.loss(x, lam).item()
     proposed = rule.propose(objective, x.clone(), lam.clone(), Event(event, step, generator))
     chosen, directions = _allowed(proposed, x, most)
     values, _, errors = (min_curvature(objective, x, lam, generator=generator)

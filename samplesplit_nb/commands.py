@@ -88,7 +88,7 @@ def train_victim(
 )->Answer[Trained]: # ValueError for impossible options
     "Train a network to attack, say how well, and save it"
     o, say = begin(TrainOptions, options, hear, settings)
-    data = images_given(o, task_of(ATTACKS[o.method].classes))
+    data = images_given(o, task_of(bool(ATTACKS[o.method].classes)))
     e = _victim(o, data)
     out, device = writable_folder(o.out), pick_device(o.device)
     say_images(say, data)

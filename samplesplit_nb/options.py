@@ -26,7 +26,7 @@ Name = Annotated[str, 'NAME'] # of a collection of images
 Numbers = Annotated[Any, 'N', 'several'] # one, several, or a word: see `preprocessing.stated`
 
 # %% ../nbs/support/options.ipynb #0b710008
-Method = Literal['ntk', 'kkt', 'multiclass'] # an attack
+Method = Literal['ntk', 'kkt', 'multiclass', 'simulated'] # an attack
 METHODS = get_args(Method) # the attacks, by name
 
 # %% ../nbs/support/options.ipynb #0b71000c

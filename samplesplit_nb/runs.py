@@ -9,9 +9,10 @@ __all__ = ['RUNS', 'CONTROLS', 'PEELINGS', 'Evaluations', 'Watch', 'watched', 'r
 
 # %% ../nbs/support/runs.ipynb #ae6bdbb5
 import hashlib, os, re, time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -23,9 +24,10 @@ from .data import SOURCES
 from .descent import History, Reconstruction, Running
 from .inversion import invert_gradient
 from .metrics import Score, baselines, top_samples
+from .objectives import ReconstructionObjective
 from .peeling import Peeling, Search, peel
-from .problems import (ATTACKS, Problem, draw_start, images_digest, images_of,
-    make_descent, make_splitting, prepare)
+from .problems import (ATTACKS, Problem, draw_start, has_classes, images_digest,
+    images_in, images_of, make_descent, make_splitting, prepare, unit_of)
 from .records import (
     _TORN, Record, Run, _rounded, code_commit, environment, run_record)
 from .settings import OURS, Experiment, config, fingerprint
@@ -54,8 +56,10 @@ class Evaluations:
         score:Score,
         every:int, # steps
         last:int, # step, also scored
-        path:Path|None=None): # keeps the scores of a run that may be killed
+        path:Path|None=None, # keeps the scores of a run that may be killed
+        images:Callable|None=None): # from candidates to images; None: they are images
         self.X, self.score, self.every, self.last, self.path = X, score, every, last, path
+        self.images = images
         # about ten of these steps: more would fill the memory at the paper's size
         self.keep = every*max(-(-last//(8*every)), 1)
         self.nearest:dict = {} # step -> candidates (n, d)
@@ -66,7 +70,7 @@ class Evaluations:
     )->None:
         "Score these candidates, if it is time to"
         if step % self.every and step != self.last: return
-        x = x.to(self.X)
+        x = (x if self.images is None else self.images(x)).to(self.X)
         scores, which = self.score(self.X, x)
         self.at[step] = [round(v, 4) for v in scores.tolist()]
         if step % self.keep == 0 or step == self.last: self.nearest[step] = x[which]
@@ -98,13 +102,15 @@ class Watch:
 def watched(
     problem:Problem,
     watch:Watch,
-    steps:int # of the run
+    steps:int, # of the run
+    objective:ReconstructionObjective|None=None # of its candidates; None: they are images
 )->Evaluations:
     "The callback that scores this run, at a multiple of the steps between reports"
     e, each = problem.experiment, watch.report_every(problem.experiment, steps)
     return Evaluations(problem.data.X, next(iter(problem.scores.values())),
                        each*max(round(steps/e.evaluations/each), 1), steps,
-                       watch.path('-scores.json'))
+                       watch.path('-scores.json'),
+                       None if objective is None else partial(images_in, objective))
 
 # %% ../nbs/support/runs.ipynb #5a9e0044
 def _drop(file):
@@ -138,12 +144,18 @@ def _judged(problem, name, k, steps, found, seen, facts=None):
                next(iter(final.values()))[1], unseen, seen.nearest, facts or {})
 
 # %% ../nbs/support/runs.ipynb #5a9e0048
+def _as_images(objective, found):
+    "The same `Reconstruction`, of images"
+    return replace(found, x=images_in(objective, found.x))
+
 def _searched(problem, watch, k, descent, splitting=None):
     "The `Run` of one call of `reconstruct`, from the experiment's start"
-    objective, seen = problem.objective(k), watched(problem, watch, descent.steps)
+    objective = problem.objective(k)
+    seen = watched(problem, watch, descent.steps, objective)
+    descent = replace(descent, lr=unit_of(objective)*descent.lr)
     x, lam = problem.start(objective, k)
     found = reconstruct(objective, x, lam, descent, splitting, running(problem, watch, seen))
-    return _judged(problem, watch.name, k, descent.steps, found, seen)
+    return _judged(problem, watch.name, k, descent.steps, _as_images(objective, found), seen)
 
 # %% ../nbs/support/runs.ipynb #5a9e0050
 class Kind:
@@ -222,15 +234,17 @@ class Peeled(Kind):
         "The stages of `peel`, as many steps in all; ValueError where it cannot be"
         e, objective = problem.experiment, problem.objective(problem.experiment.k)
         pair = e.sharpness if isinstance(e.sharpness, tuple) else None
+        require(not ATTACKS[e.method].weights, 'runs', repr(watch.name), 'left out for '
+                f'method={e.method!r}', 'no closed form has its multipliers')
         require(pair is not None and e.lr_multipliers is None, 'peeling', self.peeling,
                 f'left out for sharpness={e.sharpness!r}, lr_multipliers={e.lr_multipliers}',
                 'give two sharpnesses, and let the multipliers be eliminated')
-        search = Search(e.steps, e.lr, pair, optimizer=e.optimizer,
+        search = Search(e.steps, unit_of(objective)*e.lr, pair, optimizer=e.optimizer,
                         **({} if e.hold is None else dict(hold=e.hold)))
-        seen = watched(problem, watch, e.steps)
+        seen = watched(problem, watch, e.steps, objective)
         draw = lambda count, number: draw_start(e, objective, count, number).x
         found = peel(objective, draw, e.k, search, self.peeling, running(problem, watch, seen))
-        return _judged(problem, watch.name, e.k, e.steps, found, seen)
+        return _judged(problem, watch.name, e.k, e.steps, _as_images(objective, found), seen)
 
 # %% ../nbs/support/runs.ipynb #5a9e0063
 def _read_off(problem):
@@ -257,9 +271,10 @@ class Inverted(Kind):
         "No steps, so no state to keep; `facts` say what was found; ValueError unless for ntk"
         e, seen = problem.experiment, watched(problem, watch, 0)
         require(e.method == 'ntk', 'runs', "'invert'", f"left out for method {e.method!r}",
-                'it needs the weights before training')
+                'it needs the weights before training, and multipliers in closed form')
         found, seconds = _read_off(problem)
-        r = _as_reconstruction(problem.objective(e.k), found.X, seconds, found.sentence)
+        free = replace(problem, experiment=replace(e, span='none')) # it finds images
+        r = _as_reconstruction(free.objective(e.k), found.X, seconds, found.sentence)
         seen.report(0, r.history.loss[0], r.x, r.lam)
         facts = dict(found=len(found.X), counted=found.samples, complete=found.complete,
                      remainder=found.remainder)
@@ -337,7 +352,7 @@ def _other_images(e, record):
     "Are its images others than the record's? No, where they are not at hand"
     if record.images is None: return False
     same = Experiment(data=e.data, n=e.n, data_seed=e.data_seed, mean=e.mean)
-    many = ATTACKS[e.method].classes
+    many = has_classes(e)
     if many: same = replace(same, **OURS['multiclass'])
     try:
         if e.data not in SOURCES: return images_digest(images_of(e)) != record.images

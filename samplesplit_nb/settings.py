@@ -49,9 +49,11 @@ def _check_pair(e, name, above=float('-inf')):
 # %% ../nbs/support/settings.ipynb #807e5528
 # what settings of an `Experiment` that are words can be: names, or a registry by name
 CHOICES:dict[str, Collection[str]] = dict(
-    method=('ntk', 'kkt', 'multiclass'), training=('exact', 'margin', 'descent'),
-    mean=('training', 'collection'), optimizer=OPTIMIZERS,
+    method=('ntk', 'kkt', 'multiclass', 'simulated'),
+    training=('exact', 'margin', 'descent'), mean=('training', 'collection'),
+    optimizer=OPTIMIZERS,
     tangent=('init', 'final', 'mean', 'both'), box=('pixels', 'unit', 'none'),
+    span=('none', 'first'),
     dtype=('float32', 'float64'),
     bias=('all', 'first', 'none'), training_loss=('logistic', 'cross-entropy', 'mse'),
     over_k=('f', 'multipliers'), splitting_rule=('ours', 'published'))
@@ -106,7 +108,7 @@ def _check_descent_only(e):
 @dataclass(frozen=True)
 class _Network(_Images):
     "The network and its training"
-    method:str='ntk' # the attack it is for: 'ntk', 'kkt', 'multiclass', any of `ATTACKS`
+    method:str='ntk' # the attack it is for: 'ntk', 'kkt', ..., any of `ATTACKS`
     width:int=500 # neurons in each of the two hidden layers
     training:str='exact' # 'exact' (ntk), 'margin', 'descent', any of `TRAININGS`
     training_steps:int=0 # at most; 'exact' takes none
@@ -137,7 +139,8 @@ class _Search(_Network):
     steps:int=4000 # gradient steps in all, the same with and without splitting
     optimizer:str='adam' # a name in `optimisers.OPTIMIZERS`
     lr:float=0.02 # of the candidates (Loo et al. 2024)
-    lr_multipliers:float|None=None # of the multipliers; None: they are eliminated
+    lr_multipliers:float|None=None # of the multipliers; None: they are eliminated; simulated:
+    # held fixed where k = n, else learned
     cycles:int|None=None # of the rate, each a cosine; None: one per block; 0: constant rate
     warmup:int=50 # steps of linear warm-up in each cycle
     hold:float|None=None # no cycles: this part of the steps at full rate, then one cosine to 0
@@ -163,6 +166,16 @@ def _check_layers(layers):
     require(good, 'layers', repr(layers), 'None, or different numbers from -3 to 2',
             'use (-1,) for the last layer')
 
+# %% ../nbs/support/settings.ipynb #51a70010
+def _check_simulated(e):
+    "ValueError for a simulation that cannot be, and for layers in one"
+    require_number('tolerance', e.tolerance, 'at least 0 and finite', 'use 0.1')
+    _check_counts(e, simulated_steps=1)
+    require(is_number(e.sharpened) and 0 < e.sharpened <= 1, 'sharpened', e.sharpened,
+            'in (0, 1]', 'use 1')
+    require(e.method != 'simulated' or e.layers is None, 'layers', e.layers,
+            "None for method='simulated'", 'all layers are trained at once')
+
 # %% ../nbs/support/settings.ipynb #5e770024
 @dataclass(frozen=True)
 class _Objective(_Search):
@@ -170,6 +183,10 @@ class _Objective(_Search):
     start_scale:float=0.2 # standard deviation of the start, pixel units (Loo et al. 2024)
     start_multipliers:tuple=(0., 0.) # they start uniform on this interval
     sharpness:tuple|str=(50., 200.) # of the softened ReLU, first and last; 'loo': as published
+    sharpened:float=1. # part of the steps after which it is the last
+    span:str='none' # candidates are any images, or lie in the span of the 'first' layer
+    tolerance:float=.1 # simulated: error of a step over |theta - theta_0|; 0: the real steps
+    simulated_steps:int=60 # simulated: at most so many
     tangent:str='init' # ntk: f at theta_0 ('init'), theta ('final'), their 'mean', or 'both'
     layers:tuple|None=None # that are matched, by number, see `layers.on_layers`; None: all
     surrogate:bool=False # ntk: ReLU as Haim et al. 2022 have it, not softplus
@@ -182,9 +199,10 @@ class _Objective(_Search):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_words(self, 'tangent', 'box', 'over_k')
+        _check_words(self, 'tangent', 'box', 'over_k', 'span')
         _check_positive(self, 'start_scale')
         _check_layers(self.layers)
+        _check_simulated(self)
         for name in ('surrogate', 'lam_signed', 'share'):
             require_flag(name, getattr(self, name))
         require(self.lam_signed or self.lr_multipliers is not None, 'lam_signed', False,
@@ -272,7 +290,8 @@ class Experiment(_Splits):
 _LATER:dict[str, Any] = {
     'hold': None, 'mean': 'collection', 'training_loss': None, 'bias': None,
     'start_layers': None, 'surrogate': False, 'lam_signed': True, 'over_k': None,
-    'splitting_rule': 'ours', 'layers': None}
+    'splitting_rule': 'ours', 'layers': None, 'sharpened': 1., 'span': 'none',
+    'tolerance': .1, 'simulated_steps': 60}
 
 # what stands in each registry of `CHOICES` as this package has it
 BUILT_IN:dict[str, dict] = {'optimizer': dict(OPTIMIZERS)}
@@ -323,7 +342,13 @@ OURS:dict[str, dict] = {
     'kkt': dict(method='kkt', sharpness=(30., 300.), **_OURS_KKT),
     # at the rate of 0.02 some seeds leave a sample on the wrong side
     'multiclass': dict(method='multiclass', sharpness=(10., 100.),
-                       **_OURS_KKT | dict(training_steps=1000, training_lr=.01))}
+                       **_OURS_KKT | dict(training_steps=1000, training_lr=.01)),
+    # for twenty digits: 0.1 and 1 in the units of their span, which are 6.3 times a pixel's
+    'simulated': dict(
+        method='simulated', training='descent', training_steps=8000, training_lr=.1,
+        start_layers=(.03, .03, .03), width=200, span='first', optimizer='unit-adam',
+        steps=1000, lr=.016, hold=0., warmup=1, start_scale=.16, sharpness=(10., 30.),
+        sharpened=.7, lam_min=0., relative=False, splits=0)}
 
 # %% ../nbs/support/settings.ipynb #5e770044
 # learning rates of published training, by attack

@@ -23,7 +23,8 @@ from .tangents import ModuleTangent
 # %% ../nbs/beyond/simulated.ipynb #51b00011
 def _square(v): return sum(p.square().sum() for p in v)
 
-def _squared(made, wanted): return _square(a - b for a, b in zip(made, wanted))/_square(wanted)
+def _squared(made, wanted):
+    return _square(a - b for a, b in zip(made, wanted))/_square(wanted)
 
 def _layers(made, wanted):
     moved = [(a, b) for a, b in zip(made, wanted) if bool((b != 0).any())]
@@ -193,7 +194,8 @@ def restricted(
 )->MLP: # on coordinates (k, r), with the same outputs; ValueError unless its bias can be moved
     "The same network as a function of coordinates: smaller, and as exact"
     layers = network.layers
-    require(span.base.numel() == network.widths[0], 'span', f'<in {span.base.numel()} dimensions>',
+    d = span.base.numel()
+    require(d == network.widths[0], 'span', f'<in {d} dimensions>',
             f'in {network.widths[0]}, as the images', 'make it of the same network')
     shift = layers[0].weight @ span.base.to(layers[0].weight)
     require(layers[0].bias is not None or bool((shift == 0).all()), 'span', '<base not 0>',
@@ -203,6 +205,7 @@ def restricted(
                 dtype=like.dtype, device=like.device)
     with torch.no_grad():
         for to, own in zip(small.layers, layers):
-            to.weight.copy_(own.weight @ span.basis.T.to(like) if own is layers[0] else own.weight)
-            if own.bias is not None: to.bias.copy_(own.bias + shift*(own is layers[0]))
+            first = own is layers[0]
+            to.weight.copy_(own.weight @ span.basis.T.to(like) if first else own.weight)
+            if own.bias is not None: to.bias.copy_(own.bias + shift if first else own.bias)
     return small

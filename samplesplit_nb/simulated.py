@@ -6,7 +6,7 @@
 __all__ = ['DISTANCES', 'SimulatedTraining', 'restricted']
 
 # %% ../nbs/beyond/simulated.ipynb #51b00003
-import copy, math
+import copy
 from typing import Any, NoReturn, Self
 import torch
 from torch import Tensor, nn
@@ -91,8 +91,9 @@ class _Simulated(_WeightedSample):
                                   ('fineness', fineness, Fineness)):
             require(isinstance(value, kind), name, repr(value), f'a {kind.__name__}',
                     f'write {kind.__name__}(...)')
-        require(isinstance(distance, str) and distance in DISTANCES, 'distance', repr(distance),
-                f'one of {tuple(DISTANCES)}', "'squared' is the default")
+        known = isinstance(distance, str) and distance in DISTANCES
+        require(known, 'distance', repr(distance), f'one of {tuple(DISTANCES)}',
+                "'squared' is the default")
         require(shape is not None or isinstance(model, MLP), 'shape', shape,
                 'the shape of one input for a model that is no MLP', 'for example (1, 28, 28)')
         if shape is None: shape = (model.widths[0],)
@@ -102,9 +103,9 @@ class _Simulated(_WeightedSample):
         self.tangent = self._softened(sharpness)
         super().__init__([w.detach() for w in end.weights], end.d, **bounds)
         self.recipe, self.fineness, self.distance = recipe, fineness, distance
-        labels = _checked_labels(labels, end.outputs, recipe.loss)
-        like = self.target[0]
-        self.labels = labels.to(like.device, like.dtype if labels.is_floating_point() else None)
+        labels, like = _checked_labels(labels, end.outputs, recipe.loss), self.target[0]
+        dtype = like.dtype if labels.is_floating_point() else None
+        self.labels = labels.to(like.device, dtype)
         self.slots = torch.arange(len(labels), device=like.device)
         self.chunk_size = chunk_size
     def _softened(self, sharpness):
@@ -118,7 +119,7 @@ class _Simulating(_Simulated):
         return [t - w.detach() for t, w in zip(theta, self.tangent.weights)]
     def simulator(self)->DifferentiableSimulator: # ValueError where nothing was trained
         "The training, simulated"
-        scale = math.sqrt(sum(s.double().square().sum().item() for s in self._step(self.target)))
+        scale = _square(s.double() for s in self._step(self.target)).sqrt().item()
         require(scale > 0, 'model', '<theta = theta_0>', 'a network that training has moved',
                 'check that init and model are two files')
         loss = weighted_loss(self.tangent, self.recipe.loss, self.chunk_size)

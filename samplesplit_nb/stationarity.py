@@ -7,15 +7,15 @@ __all__ = ['SMALLER', 'checked_samples', 'sample_margins', 'KKTStationarity', 'k
            'minimised', 'ClarkeStationarity', 'clarke_stationarity']
 
 # %% ../nbs/support/stationarity.ipynb #57a70003
-import copy, math
+import copy, math, sys
 from typing import NamedTuple
 import torch
 from scipy.optimize import minimize, nnls
 from torch import Tensor
 from torch.func import functional_call, grad, jvp
 from samplesplit_nb.checks import (
-    no_breakdown, require, require_count, require_finite, require_number, require_sound,
-    typed)
+    NumericalError, no_breakdown, require, require_count, require_finite, require_number,
+    require_sound, typed)
 from .networks import (
     MLP, SmoothReLU, flat_parameters, frozen_parameters, trained_parameters)
 from .tangents import ModuleTangent, gram, tangent_features
@@ -125,10 +125,15 @@ class KKTStationarity(NamedTuple):
     multipliers:Tensor # (n,) lam >= 0, float64
 
 def _squared_norm(theta):
-    "|theta|^2 of a list of tensors; ValueError if it is 0"
+    "|theta|^2 of tensors; ValueError if all are 0, NumericalError if their squares are lost"
+    theta = list(theta)
     square = sum(p.square().sum().item() for p in theta)
-    require(square > 0, 'model', '<all weights 0>', 'a network with weights',
+    largest = max((p.abs().max().item() for p in theta if p.numel()), default=0.)
+    require(largest > 0, 'model', '<all weights 0>', 'a network with weights',
             'start from larger weights')
+    if square < sys.float_info.min/sys.float_info.epsilon: raise NumericalError(
+        f'weights of at most {largest:.0e}: their squares are below the range of '
+        f'{theta[0].dtype}; multiply the weights by a constant')
     require_sound('the squared norm of the weights', torch.tensor(square), SMALLER)
     return square
 

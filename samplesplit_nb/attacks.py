@@ -255,7 +255,7 @@ def _scores(o, known, x):
 def _save_found(o, out, takes, known, arrays, record, say):
     "Write arrays (x, lam, ...), pictures and the record, and say so; the record with scores"
     takes = takes if known is None else known.takes
-    about = {} if known is None or not len(arrays['x']) else dict(
+    about = {} if known is None else dict(
         data=about_images(o, known.data), **_fit_record(known))
     about['selection'] = dict(n=o.n, data_seed=o.data_seed, gray=o.gray,
                               size=None if o.size is None else list(o.size))

@@ -311,8 +311,8 @@ def better(
         if ratio >= 3: return True
         if ratio <= 1/3: return False
     if not a.certain: return False
-    if not b.certain or b.spread is None: return True
-    return a.spread is not None and b.spread > 1.5*a.spread
+    if not b.certain: return True
+    return a.spread is not None and (b.spread is None or b.spread > 1.5*a.spread)
 
 # %% ../nbs/support/fit.ipynb #fit-supports
 def supported(
@@ -379,12 +379,15 @@ def _fits(e):
             f'them, or not exactly as given{said}') if part else (
             f'the network fits these images ({_words(e)}){said}')
 
+
+# %% ../nbs/support/fit.ipynb #f17a0031
 def _by_step(e):
     "A `Fit` where the step decides alone; None: it does not"
     sure = lambda a: a is not None and replace(e, accuracy=a).certain
     if (e.back or 0.) > .99 or sure(e.earlier) and not sure(e.accuracy) and (
-            e.earlier > e.accuracy): return Fit('none', f'{_NOT}: as a training from `init` '
-        'to `weights` they make no sense, the other way they do: swap the two', e)
+            e.earlier > e.accuracy): return Fit('none', 'the weights before and after '
+        'training look swapped: the step from `weights` to `init` is a training on these '
+        'images, not the other way; give the two files the other way round', e)
     if e.cosine is not None and e.cosine < -.5: return Fit('none', f'{_NOT}: the step points '
         'the other way; are `weights` and `init` swapped, or the labels?', e)
     if e.evenness is not None and e.evenness > EVEN and (e.unexplained or 0) > .01:
@@ -425,10 +428,10 @@ def _other(given, fitting, unseen):
 
 # %% ../nbs/support/fit.ipynb #f17a0020
 def _no_sign(known, unseen):
-    "What is added where the network is as right on other images"
+    "What is added where the network is not clearly less right on other images"
     if known is not None or unseen is None or unseen.accuracy is None: return ''
-    return (f'; it is as right on other images (accuracy {unseen.accuracy:.0%}), so nothing '
-            'tells whether it was trained on these')
+    return (f'; other images do not fit clearly worse (accuracy {unseen.accuracy:.0%}), so '
+            'nothing tells whether it was trained on these')
 
 def _early(given, unseen):
     "Do outputs tell the classes apart but for an offset, as after few steps, and only here?"

@@ -278,7 +278,7 @@ class _Eyes:
 
 def _best(seen):
     "The first among (what, `Evidence`) than which none is clearly better"
-    return next(s for s in seen if not any(better(e, s[1]) for _, e in seen))
+    return next((s for s in seen if not any(better(e, s[1]) for _, e in seen)), seen[0])
 
 
 # %% ../nbs/support/given.ipynb #given-known

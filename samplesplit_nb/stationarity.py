@@ -143,8 +143,7 @@ def kkt_stationarity(
     model:torch.nn.Module, # the trained network; outputs (n, 1), or (n, classes)
     X:Tensor, # (n, d) training samples
     y:Tensor # (n,) labels -1 / +1, or with several outputs classes 0, 1, ...
-)->KKTStationarity: # unpacks as (residual, multipliers); ValueError for bad input,
-    # NumericalError where numbers are too large
+)->KKTStationarity: # unpacks; ValueError; NumericalError: numbers too large or too small
     "How far from equation (1), with slopes 0 or 1; in float64, exact down to about 1e-7"
     model = copy.deepcopy(model).double()
     X, y = checked_samples(model, X, y)
@@ -232,8 +231,7 @@ def pin_to_kinks(
     X:Tensor, # (n, d) training samples
     y:Tensor|None=None, # (n,) classes: wrong ones that nearly tie are made to; None: are not
     tol:float=3e-3 # largest change of a neuron, relative; see training.ipynb, "Which `tol`?"
-)->Pinned: # unpacks as (model, moved); ValueError for bad input,
-    # NumericalError where numbers are too large
+)->Pinned: # (model, moved); ValueError; NumericalError: numbers too large or too small
     "Move neurons whose pre-activation is nearly 0 for some sample until it is 0 to rounding"
     _check_relu(model)
     _check_width(model, X)
@@ -349,8 +347,7 @@ def clarke_stationarity(
     y:Tensor, # (n,) labels -1 / +1, or with several outputs classes 0, 1, ...
     tol:float|None=None, # |z| / (|W_j, b_j| |h_i, 1|) up to this: 0; None: 32 eps of the dtype
     max_iter:int=200 # of L-BFGS-B
-)->ClarkeStationarity: # unpacks as (residual, multipliers, slopes); ValueError for bad input,
-    # NumericalError where numbers are too large
+)->ClarkeStationarity: # unpacks; ValueError; NumericalError: numbers too large or too small
     "How far from equation (2), at the best multipliers and slopes found: an upper bound"
     _check_relu(model)
     if tol is None: tol = 32*torch.finfo(next(model.parameters()).dtype).eps

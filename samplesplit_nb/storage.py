@@ -258,7 +258,7 @@ def load_arrays(
     path:str|Path,
     sealed:bool=False # True: it must have a digest; one that it has is always compared
 )->dict:
-    "Read an .npz file, nothing of it unpickled; ValueError for another kind, or a damaged one"
+    "Read an .npz file, nothing of it unpickled; `Damaged` for another kind, or a changed one"
     found, why = {}, '' # type: dict, str
     try:
         data = Path(path).read_bytes()
@@ -511,7 +511,7 @@ class Keeper(_Saver):
 
     Does nothing without a checkpoint."""
     def load(self)->dict|None:
-        "The state saved last, None without one; ValueError if it is another run's"
+        "The state saved last, None without one; `Damaged`, or ValueError for another run's"
         if self.at is None or not Path(self.at.path).exists(): return None
         try: state = load_state(self.at.path)
         except Damaged as e:

@@ -25,8 +25,10 @@ from .networks import MLP, frozen_parameters, mlp_from_weights
 # %% ../nbs/support/weights.ipynb #bf5321b4
 def _identifier(word):
     "The nearest name that Python can import"
-    name = re.sub(r'\W', '_', word) or '_'
-    return name if name.isidentifier() and not keyword.iskeyword(name) else f'm_{name}'
+    plain = re.sub(r'\W', '_', word)
+    rest = plain.lstrip('0123456789')
+    name = f'{rest or "m"}{plain[:len(plain) - len(rest)]}'
+    return f'{name}_' if keyword.iskeyword(name) else name
 
 def _words(module):
     "(module, function) of PKG:FACTORY; ValueError unless there are both, by their names"

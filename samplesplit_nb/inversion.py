@@ -492,8 +492,9 @@ def _answer(network, gradient, search):
     sharp = int((distance < _SHARPLY).sum())
     return Inversion(X, c, distance, plan.samples, left, complete,
                      _verdict(plan, len(X), sharp, left, complete) + (
-                         '; as they are less their own mean, their scale is open until all '
-                         'are found')*(search.open and not complete))
+                         '; they depend on each other, as images less their own mean do, so '
+                         'their scale is open until all are found')*(
+                         search.open and not complete))
 
 # %% ../nbs/beyond/inversion.ipynb #14be0030
 def _require_perceptron(network):

@@ -22,7 +22,7 @@ from .data import class_numbers
 from .descent import Reconstruction, ReconstructionError, Running
 from .figures import candidates_figure, matches_figure
 from samplesplit_nb.given import (
-    Known, about_images, candidate_scores, images_given, images_mark, in_pixels, known_images,
+    Known, about_images, candidate_scores, images_given, in_pixels, known_images, order_note,
     outputs_of, plain_images, preprocessing_told, say_images, task_for, to_pictures,
     told_option)
 from .inversion import Inversion
@@ -41,7 +41,8 @@ from .records import split_row, thin
 from .settings import OURS, Experiment, published
 from .splitting import Splitting, reconstruct
 from .steps import invert_step
-from .storage import Checkpoint, load_arrays, save_arrays, save_figure, save_json
+from .storage import (
+    Checkpoint, Damaged, load_arrays, save_arrays, save_figure, save_json)
 from .validator import Prepared, prepared
 from .weights import PICTURES, InputShape, describe, input_shape, load_network
 
@@ -254,7 +255,7 @@ def _scores(o, known, x):
 def _save_found(o, out, takes, known, arrays, record, say):
     "Write arrays (x, lam, ...), pictures and the record, and say so; the record with scores"
     takes = takes if known is None else known.takes
-    about = {} if known is None or not len(arrays['x']) else dict(
+    about = {} if known is None else dict(
         data=about_images(o, known.data), **_fit_record(known))
     about['selection'] = dict(n=o.n, data_seed=o.data_seed, gray=o.gray,
                               size=None if o.size is None else list(o.size))
@@ -448,10 +449,12 @@ def invert_files(
     start = time.perf_counter()
     answer = _inversion(o, ready)
     found, seconds = answer.found, time.perf_counter() - start
-    say(f'result: {found.sentence}\n{len(found.X)} found, {found.samples} '
-        f'{"given" if o.samples else "counted"}; {found.remainder:.1e} of the step is left; '
-        f'{seconds:.2g} seconds')
-    for note in answer.notes: say(f'note: {note}')
+    *notes, cause = answer.notes or ('',) # the last says why nothing was found
+    if len(found.X): notes = answer.notes
+    say(f'result: {found.sentence if len(found.X) or not cause else cause}\n'
+        f'{len(found.X)} found, {found.samples} {"given" if o.samples else "counted"}; '
+        f'{found.remainder:.1e} of the step is left; {seconds:.2g} seconds')
+    for note in notes: say(f'note: {note}')
     record, arrays = _inversion_record(o, ready, answer, seconds)
     record = _save_found(o, out, ready.takes, ready.data, arrays, record, say)
     if 'scores' in record: say.exactly(score_text(record['scores']))
@@ -463,12 +466,14 @@ def _read_found(path):
     remedy = 'give the reconstruction.npz that `samplesplit reconstruct` wrote'
     if not Path(path).is_file():
         raise FileNotFoundError(f'{printable(path, 300)} not found: {remedy}')
+    arrays, why = {}, '' # type: dict, str
     try: arrays = load_arrays(path)
-    except ValueError: arrays = {}
+    except Damaged as e: why = e.why if Path(path).read_bytes()[:2] == b'PK' else ''
     found = [v for k, v in arrays.items() if k == 'x' or k.startswith('x_')]
     good = [v.ndim == 2 and len(v) > 0 and v.dtype.kind == 'f' for v in found]
-    require(len(good) > 0 and all(good), 'reconstruction', path,
-            'an .npz file with candidates x (k, d), k at least 1', remedy)
+    require(len(good) > 0 and all(good), 'reconstruction', path, 'an .npz file with '
+            f'candidates x (k, d), k at least 1{why and f" (this one is damaged: {why})"}',
+            remedy)
     return arrays
 
 # %% ../nbs/support/attacks.ipynb #c033003f
@@ -539,9 +544,7 @@ def _notes(o, about, data, restated):
     option = data.preprocessing.option
     if restated and told and option != told:
         yield f'note: the attack was told {told}; scored with {option}'
-    if then and then.get('digest') != images_mark(data): yield (
-        f"note: other images than the {then.get('n')} of {then.get('name')} that the attack "
-        'was told of')
+    if order_note(then, data): yield order_note(then, data)
 
 
 # %% ../nbs/support/attacks.ipynb #attacks-size
@@ -576,7 +579,7 @@ def evaluate(
     record = dict(command='evaluate', reconstruction=str(o.reconstruction),
                   data=about_images(o, data) | dict(preprocessing=way.option), notes=notes)
     fit = {} if notes else about.get('fit') or {}
-    if fit.get('verdict') in ('other', 'none'):
+    if fit.get('verdict') in ('other', 'order', 'none'):
         say(f"fit: {fit['sentence']}\nno scores: they would say nothing of the attack")
         return say.answer([], record | dict(fit=fit))
     rows = candidate_scores(o, plain_images(o, task), named, way)

@@ -12,7 +12,7 @@ from collections import deque
 from pathlib import Path
 import torch
 from .checks import require, shown, typed
-from .storage import atomic_path
+from .storage import atomic_path, checksum
 
 # %% ../nbs/support/checkpoints.ipynb #e9b8983a
 SAFE_TORCH = (2, 10) # the first version whose restricted reader has no known hole
@@ -171,6 +171,8 @@ def _bad_entry(entry, room):
         return f'its shape {tuple(shape)} does not agree with its bytes'
     return 'it ends behind the end of the file: truncated' if ends[1] > room else None
 
+_MARK = 'samplesplit sha256' # the entry of a safetensors header that has the digest
+
 def _read_safetensors(path, size):
     "name -> tensor, sorted by name, tied ones under every name"
     from safetensors.torch import load_file
@@ -182,6 +184,9 @@ def _read_safetensors(path, size):
     try: found = load_file(path)
     except (MemoryError, PermissionError): raise
     except Exception as e: why = str(e)
+    own = notes.get(_MARK) # of a file that `save_weights` wrote
+    if own is not None and why is None and own != checksum('', found): why = (
+        'was changed after it was saved')
     if why is not None: refuse_file(path, why)
     tied = {name: found[of] for name, of in notes.items()
             if isinstance(of, str) and of in found and name not in found}
@@ -419,10 +424,10 @@ def save_weights(
     path:str|Path, # ends in .safetensors; ValueError otherwise
     module:torch.nn.Module
 )->None:
-    "Write a module's state dict as a safetensors file, atomically"
+    "Write a module's state dict as a safetensors file, atomically, with a digest"
     from safetensors.torch import save_file
     require(Path(path).suffix == '.safetensors', 'path', path, 'a .safetensors file',
             'call it model.safetensors')
     state = {name: value.detach().to('cpu', copy=True).contiguous()
              for name, value in module.state_dict().items()}
-    with atomic_path(path) as p: save_file(state, p)
+    with atomic_path(path) as p: save_file(state, p, metadata={_MARK: checksum('', state)})

@@ -6,7 +6,7 @@
 __all__ = ['main']
 
 # %% ../nbs/support/cli.ipynb #4e76f873
-import argparse, errno, json, os, re, signal, sys
+import argparse, errno, json, os, re, signal, sys, sysconfig, warnings
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import MISSING, Field, fields
 from inspect import cleandoc
@@ -14,7 +14,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 from . import __version__
 from .checks import NumericalError, printable
-from .options import OPTIONS, docments, study_help
+from .options import OPTIONS, docments, study_text
 
 # %% ../nbs/support/cli.ipynb #fa030001
 def _whole(text):
@@ -135,8 +135,7 @@ def _parser():
         p = commands.add_parser(name, help=_title(options), description=_description(options))
         _fill(p, options)
         if name == 'experiment':
-            lines = (f'  {study:12} {line}' for study, line in study_help().items())
-            p.epilog = '\n'.join(['studies:', *lines])
+            p.epilog = study_text()
             p.formatter_class = argparse.RawDescriptionHelpFormatter
     return top
 
@@ -278,6 +277,25 @@ class _Output:
         if not self.lost:
             self.lost = not _written(self.stream, f'{printable(text, lines=True)}\n')
 
+# %% ../nbs/support/cli.ipynb #f1800001
+def _foreign(filename)->bool:
+    "Is a file part of Python, of what is installed, or of this package?"
+    kinds = 'stdlib', 'platstdlib', 'purelib', 'platlib'
+    own = os.path.dirname(str(sys.modules['samplesplit_nb'].__file__))
+    places = {sysconfig.get_path(kind) for kind in kinds} | {own}
+    return any(os.path.abspath(filename).startswith(os.path.join(p, '')) for p in places)
+
+@contextmanager
+def _own_warnings():
+    "Warnings of libraries are dropped; those of the user's own files are a line each"
+    def show(message, category, filename, lineno, file=None, line=None):
+        if _foreign(filename): return
+        said = f'{filename}:{lineno}: {category.__name__}: {message}'
+        print(f'samplesplit: {printable(said, 400)}', file=sys.stderr)
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
 # %% ../nbs/support/cli.ipynb #fa030010
 def _open_streams()->None:
     "A stream that was closed before Python began must not be the next file that is opened"
@@ -290,7 +308,7 @@ def _answer(command, options, as_json, said):
     # of someone else's code, which may print, nothing comes between the JSON
     aside = redirect_stdout(sys.stderr) if as_json else nullcontext()
     try:
-        with aside:
+        with aside, _own_warnings():
             from samplesplit_nb.commands import COMMANDS
             answer = COMMANDS[command](options, None if as_json else said)
         if as_json: said(_json(answer.record))

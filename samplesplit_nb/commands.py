@@ -13,9 +13,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from .answers import Answer, begin, writable_folder
 from .attacks import certify_file, evaluate, invert_files, reconstruct_file
-from .checks import pick_device, require, require_seed
+from .checks import pick_device, require, require_seed, some
 from .claims import (
     FIGURES, LEAST_SEEDS, Verdict, findings, improvement, interval_text, panels, paper_figure)
+from .data import POSITIVE
 from .experiments import save_result
 from .figures import WORDS
 from .given import (
@@ -62,13 +63,31 @@ def _victim(o, data):
     if not isinstance(mean, str): mean = 'training' # the images are made already
     require(not ntk or o.steps is None, 'steps', o.steps, 'left out for ntk',
             'that training is one exact solve')
-    require(len(data.X) > 1 and (ntk or len(data.y.unique()) > 1), 'data', o.data, 'of two '
-            f'images at least, for kkt and multiclass of two classes; it has {len(data.X)} of '
-            f'{len(data.y.unique())}', 'add images, or use `method` ntk for one class')
+    many = len(data.y.unique())
+    require(len(data.X) > 1 and (ntk or many > 1), 'data', o.data, 'of two images at least, '
+            f'for kkt and multiclass of two classes; it has {len(data.X)} of {many}',
+            'add images' if ntk or len(data.X) < 2 else
+            'add a class, or use `method` ntk for one')
+    require(o.method != 'kkt' or many == 2, 'data', o.data,
+            f'of two classes for the one output of kkt; it has {many}',
+            'use `method` multiclass')
     return Experiment(**own | dict(
         data=o.data, n=len(data.X), data_seed=o.data_seed, mean=mean, seed=o.seed,
         device=o.device, width=o.width or (500 if ntk else 1000),
         training_steps=0 if ntk else o.steps or own['training_steps']))
+
+# %% ../nbs/support/commands.ipynb #f17d0001
+def _labels_line(o, data):
+    "What becomes of more classes than outputs, in a line; '' where nothing does"
+    if o.method == 'multiclass': return ''
+    positive = POSITIVE.get(o.data)
+    if positive: return (
+        f"labels: {o.method} has one output; the ten classes are two, +1 for "
+        f"{', '.join(map(str, positive))} and -1 for the others; multiclass has ten")
+    if data.y.is_floating_point(): return ''
+    said = some([f'{i} for {name}' for i, name in enumerate(data.classes)], 10)
+    return (f'labels: {o.method} has one output; its targets are the numbers {said}; '
+            'multiclass has an output for each class')
 
 # %% ../nbs/support/commands.ipynb #c033001c
 def _certificate_sentence(method, c, n):
@@ -92,6 +111,8 @@ def train_victim(
     e = _victim(o, data)
     out, device = writable_folder(o.out), pick_device(o.device)
     say_images(say, data)
+    labels = _labels_line(o, data)
+    if labels: say(labels)
     say(f'Training on {len(data.X)} images of {o.data}, {data.X.shape[1]} numbers each.')
     try: trained = train(e, data, device, progress=True)
     except ValueError as failed:

@@ -410,6 +410,21 @@ def _own(path, y, classes, n, seed):
     _check_count(path, y, kinds, n, counts)
     return _balanced(path, y, kinds, n, seed)
 
+# %% ../nbs/support/data.ipynb #f17e0001
+def _twice(X, y, files):
+    "Sentences on images that are the same to the bit, first those of different classes"
+    first:dict = {}
+    clash:list = []
+    again:list = []
+    for i, row in enumerate(X):
+        j = first.setdefault(row.numpy().tobytes(), i)
+        if j == i: continue
+        name = lambda i: files[i] if files else f'image {i}'
+        (again if y[i] == y[j] else clash).append(f'{name(j)} = {name(i)}')
+    said = ((clash, 'the same image in two classes, which no network can fit'),
+            (again, 'the same image twice'))
+    return tuple(f'{what}: {some(pairs, 4)}' for pairs, what in said if pairs)
+
 # %% ../nbs/support/data.ipynb #da7a0087
 @typed
 def load_images(
@@ -435,4 +450,5 @@ def load_images(
     index = _own(path, y, classes, n, seed)
     data = _arrange(given.images, y, index, name, classes, mean)
     files = tuple(given.files[i] for i in index) if given.files else ()
-    return replace(data, files=files, notes=(*given.notes, *data.notes))
+    return replace(data, files=files, notes=(*given.notes, *data.notes,
+                                             *_twice(data.X, data.y.tolist(), files)))

@@ -386,6 +386,7 @@ class _Reporting(_Recorded):
     def descend(self)->None:
         "One gradient step of Phase I"
         with self.kept(): super().descend()
+        if self.bar is not None: self.bar(self.step)
 
     def evaluate(self)->float: # ReconstructionError if anything is not finite
         "The objective here, with its gradients"

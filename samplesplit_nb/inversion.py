@@ -82,6 +82,13 @@ def _end(G):
     return _End(at + 1, drop[at].item())
 
 # %% ../nbs/beyond/inversion.ipynb #d4793b76
+def _free_in_scale(network):
+    "Does a multiple of an input change the first two layers by nothing but that factor?"
+    z = torch.linspace(-3, 3, 61, dtype=torch.float64)
+    return network.layers[1].bias is None and all(
+        not b.any() for _, b in _in_float64(network)) and all(
+        torch.allclose(f(2*z), 2*f(z), rtol=1e-12, atol=0) for f in _activations(network))
+
 def _with_one(h, bias): # a last entry of 1 where the next layer has a bias
     return torch.cat([h, h.new_ones(len(h), 1)], 1) if bias else h
 
@@ -103,6 +110,7 @@ class _FirstLayers:
         self.activations, self.bias = _activations(network), network.layers[1].bias is not None
         (W, b), *self.deeper = _in_float64(network)
         self.W = torch.cat([W, b[:, None]], 1) # (m, d+1)
+        self.free = _free_in_scale(network)
         self.sizes = f'hidden layers of {len(W)} and {len(self.deeper[0][0])} neurons'
 
     def hidden(self, z): # (k, m+1), or (k, m) without a bias in the second layer
@@ -323,10 +331,19 @@ class _Search:
         self.keep(x[order], distance[order])
 
     # of several steps
+    @property
+    def open(self): # is any scale as good? (0, 1) lies in the span then
+        return self.layers.free and 1 - self.V[-1].square().sum().item() < 1e-6
+
+    def sized(self, x): # where any scale will do, one that keeps the digits
+        if not self.open: return x
+        size = (x[:, :-1] @ self.layers.W[:, :-1].T).square().mean(1, keepdim=True).sqrt()
+        return torch.cat([x[:, :-1]/size.clamp_min(1e-300), x[:, -1:]], 1)
+
     def missing(self): return self.plan.samples
     def spans(self): return self.V, self.Q
     def keep(self, x, distance):
-        x, distance = torch.cat([self.x, x]), torch.cat([self.distance, distance])
+        x, distance = torch.cat([self.x, self.sized(x)]), torch.cat([self.distance, distance])
         order = distance.argsort()
         order = order[_distinct(x[order], .1)]
         self.x, self.distance = x[order], distance[order]
@@ -349,7 +366,9 @@ class _OneByOne(_Search):
 
     def keep(self, x, distance):
         "What is certain, each polished on the whole spans; look no more for it"
-        x, distance = _fit(self.layers, self.V, self.Q, torch.cat([self.x, x]), 10, enough=0.)
+        x = torch.cat([self.x, self.sized(x)])
+        x, distance = _fit(self.layers, self.V, self.Q, x, 10, enough=0.)
+        x = self.sized(x)
         kept = _distinct(x, .01)[:self.plan.samples]
         places, deltas, inputs, _ = _certain(self.layers, x[kept], self.factors)
         self.left = [G - delta.T @ (h @ V) for G, delta, h, V
@@ -443,17 +462,39 @@ def _verdict(plan, k, sharp, left, complete):
             'sum of gradients at moving weights, so as one gradient the inputs explain only '
             f'{max(1 - left, 0):.0%} of it')
 
+# %% ../nbs/beyond/inversion.ipynb #f1900002
+def _rescaled(layers, x, G): # (k, d+1), from G (m, d+1) with the bias as its last column
+    "Inputs of a network that leaves their scale open, at that of the step of the bias"
+    delta, X = layers.signals(x)[0], x[:, :-1]
+    k, outputs, m = delta.shape
+    rows = delta.reshape(-1, m)
+    solve = lambda A, b: torch.linalg.lstsq(A.cpu(), b.cpu()[:, None], driver='gelsd'
+                                            ).solution[:, 0].to(x).view(k, outputs)
+    c = solve(rows.T, G[:, -1])
+    K = (X @ X.T)[:, None, :, None]*(rows @ rows.T).view(k, outputs, k, outputs)
+    a = solve(K.reshape(k*outputs, -1), (delta @ (G[:, :-1] @ X.T).T[:, :, None]).flatten())
+    s = (a*c).sum(1)/c.square().sum(1)
+    good = bool(s.isfinite().all()) and bool((s > 0).all())
+    return torch.cat([X*s[:, None], x[:, -1:]], 1) if good else x
+
 # %% ../nbs/beyond/inversion.ipynb #14be002d
 def _answer(network, gradient, search):
     "The `Inversion` that a search amounts to"
     plan, order = search.plan, search.distance.argsort()
     x, distance = search.x[order], search.distance[order]
-    X, c = x[:, :-1], _multipliers(search.layers, x, search.gradients)
-    left = _unexplained(network, gradient, X, c)
+    ways = [x]
+    if search.layers.free and len(x): ways.append(
+        _rescaled(search.layers, x, search.gradients[0]))
+    told = [(x[:, :-1], _multipliers(search.layers, x, search.gradients)) for x in ways]
+    left, X, c = min(((_unexplained(network, gradient, *pair), *pair) for pair in told),
+                     key=lambda way: way[0])
     complete = plan.exact and len(X) == plan.samples and left < max(plan.accept, 1e-6)
     sharp = int((distance < _SHARPLY).sum())
     return Inversion(X, c, distance, plan.samples, left, complete,
-                     _verdict(plan, len(X), sharp, left, complete))
+                     _verdict(plan, len(X), sharp, left, complete) + (
+                         '; they depend on each other, as images less their own mean do, so '
+                         'their scale is open until all are found')*(
+                         search.open and not complete))
 
 # %% ../nbs/beyond/inversion.ipynb #14be0030
 def _require_perceptron(network):
@@ -485,6 +526,9 @@ def _require_gradient(network, gradient):
     require(all(any(bool((g != 0).any()) for g in layer) for layer in (gradient[:2], second)),
             'gradient', '<all zero>', 'nonzero in the first two layers',
             'without a step nothing can be reconstructed')
+    require(bool((gradient[1] != 0).any()), 'gradient', '<all zero for the first bias>',
+            'that of a network whose first bias was trained',
+            'without its step an image is determined up to its scale only')
 
 # %% ../nbs/beyond/inversion.ipynb #14be0033
 def _require_settings(accept, **counts):

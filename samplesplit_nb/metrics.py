@@ -352,6 +352,9 @@ def score_text(
             f"{row['name']}: {back} of {row['n']} images come back, nearer than half way to "
             f"the nearest other image{f' (L2 distance): {names}' if names else ''}", 100,
             subsequent_indent='    ', break_long_words=False, break_on_hyphens=False))
+    if not any(row['name'].startswith('control') for row in rows): lines.append(
+        'no unseen images beside these scores: keep some of each class back from training, in '
+        'the\n    same folder after the others, and say by -n how many were trained on')
     return '\n'.join(lines)
 
 # %% ../nbs/support/metrics.ipynb #9e5a0095

@@ -6,7 +6,8 @@
 __all__ = ['File', 'Dir', 'Name', 'Numbers', 'Method', 'METHODS', 'OPTIONS', 'LIMITS', 'ComputeOptions', 'NetworkOptions',
            'ImageOptions', 'GivenImages', 'KnownImages', 'ResultOptions', 'DemoOptions', 'FigureOptions',
            'StudyOptions', 'TrainOptions', 'ReconstructOptions', 'InvertOptions', 'EvaluateOptions', 'CertifyOptions',
-           'check_options', 'require_positive', 'field_comments', 'docments', 'registered', 'study_help']
+           'check_options', 'require_positive', 'field_comments', 'docments', 'registered', 'study_help', 'study_costs',
+           'study_text']
 
 # %% ../nbs/support/options.ipynb #0b710003
 import ast, io, os, tokenize
@@ -339,20 +340,56 @@ def docments(
     return found
 
 # %% ../nbs/support/options.ipynb #0b710036
+def _registrations(source):
+    "[(arguments, docstring)] of the functions in it that `register(name, ...)` decorates"
+    return [(d.args, ast.get_docstring(f) or '') for f in ast.parse(source).body
+            if isinstance(f, ast.FunctionDef) for d in f.decorator_list
+            if isinstance(d, ast.Call) and ast.unparse(d.func) == 'register']
+
 def registered(
     source:str # a text in Python
 )->dict[str, str]: # name -> docstring
     "The functions in it that are decorated by `register(name)`"
-    found = {}
-    for f in ast.parse(source).body:
-        if not isinstance(f, ast.FunctionDef): continue
-        for d in f.decorator_list:
-            if isinstance(d, ast.Call) and ast.unparse(d.func) == 'register':
-                found[ast.literal_eval(d.args[0])] = ast.get_docstring(f) or ''
-    return found
+    return {ast.literal_eval(args[0]): text for args, text in _registrations(source)}
 
 # %% ../nbs/support/options.ipynb #0b710036b
 def study_help()->dict[str, str]: # name -> what it holds, in a line
     "What `samplesplit experiment` can run, read without importing it"
     found = registered(_source('studies'))
     return {name: text.partition('\n')[0] for name, text in found.items()}
+
+def _assigned(source, name):
+    "The plain value that a text in Python gives a name at its top level"
+    for v in ast.parse(source).body:
+        if not isinstance(v, (ast.Assign, ast.AnnAssign)) or v.value is None: continue
+        to = v.targets[0] if isinstance(v, ast.Assign) else v.target
+        if ast.unparse(to) == name: return ast.literal_eval(v.value)
+
+def _scales(args, every):
+    "The scales that `register(name, scales)` is given: a tuple, the first of all, or all"
+    if len(args) < 2: return every
+    if not isinstance(args[1], ast.Subscript): return ast.literal_eval(args[1])
+    upper:Any = args[1].slice
+    return every[:ast.literal_eval(upper.upper)]
+
+# %% ../nbs/support/options.ipynb #f1b00001
+def study_costs()->dict[str, str]: # name -> 'smoke seconds, small 5 min, paper not measured'
+    "At which scales each study exists and what it took, read without importing it"
+    source = _source('studies')
+    every, took = (_assigned(source, name) for name in ('SCALES', 'MINUTES'))
+    def said(name, scale):
+        minutes = took.get(name, {}).get(scale)
+        return f'{scale} ' + (f'{minutes} min' if minutes else
+                              'seconds' if scale == 'smoke' else 'not measured')
+    return {ast.literal_eval(args[0]): ', '.join(
+        said(ast.literal_eval(args[0]), scale) for scale in _scales(args, every))
+        for args, _ in _registrations(source)}
+
+def study_text()->str: # lines
+    "Every study, its scales and its costs, as the help of `samplesplit experiment` has them"
+    costs = study_costs()
+    return '\n'.join([
+        'studies, with their scales; minutes are those of all seeds on one core of a CPU,',
+        'training left out; at scale paper one run takes hours:',
+        *(line for name, text in study_help().items()
+          for line in (f'  {name:17}{text}', f'  {"":17}{costs[name]}'))])

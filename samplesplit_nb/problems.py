@@ -382,7 +382,8 @@ def draw_start(
 # %% ../nbs/support/problems.ipynb #fa050002
 def _size_of(target):
     "The norm of a list of tensors, whose squares may be too large or too small for them"
-    return sum(t.double().square().sum().item() for t in target)**.5
+    unit = max(t.abs().max().item() for t in target)
+    return unit and unit*sum((t.double()/unit).square().sum().item() for t in target)**.5
 
 def is_simulated(
     objective:ReconstructionObjective # of images or in a span

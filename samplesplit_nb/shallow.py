@@ -194,7 +194,7 @@ def _bend(f, z):
 # %% ../nbs/beyond/shallow.ipynb #5a000027b
 class _Smooth:
     "One hidden layer and one output, as `_FirstLayers`: slopes in place of activations"
-    bias = False
+    bias = free = False
     def __init__(self, network):
         self.f, = _activations(network)
         (W, b), (a, _) = _in_float64(network)

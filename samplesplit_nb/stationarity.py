@@ -7,15 +7,15 @@ __all__ = ['SMALLER', 'checked_samples', 'sample_margins', 'KKTStationarity', 'k
            'minimised', 'ClarkeStationarity', 'clarke_stationarity']
 
 # %% ../nbs/support/stationarity.ipynb #57a70003
-import copy, math
+import copy, math, sys
 from typing import NamedTuple
 import torch
 from scipy.optimize import minimize, nnls
 from torch import Tensor
 from torch.func import functional_call, grad, jvp
 from samplesplit_nb.checks import (
-    no_breakdown, require, require_count, require_finite, require_number, require_sound,
-    typed)
+    NumericalError, no_breakdown, require, require_count, require_finite, require_number,
+    require_sound, typed)
 from .networks import (
     MLP, SmoothReLU, flat_parameters, frozen_parameters, trained_parameters)
 from .tangents import ModuleTangent, gram, tangent_features
@@ -125,10 +125,15 @@ class KKTStationarity(NamedTuple):
     multipliers:Tensor # (n,) lam >= 0, float64
 
 def _squared_norm(theta):
-    "|theta|^2 of a list of tensors; ValueError if it is 0"
+    "|theta|^2 of tensors; ValueError if all are 0, NumericalError if their squares are lost"
+    theta = list(theta)
     square = sum(p.square().sum().item() for p in theta)
-    require(square > 0, 'model', '<all weights 0>', 'a network with weights',
+    largest = max((p.abs().max().item() for p in theta if p.numel()), default=0.)
+    require(largest > 0, 'model', '<all weights 0>', 'a network with weights',
             'start from larger weights')
+    if square < sys.float_info.min/sys.float_info.epsilon: raise NumericalError(
+        f'weights of at most {largest:.0e}: their squares are below the range of '
+        f'{theta[0].dtype}; multiply the weights by a constant')
     require_sound('the squared norm of the weights', torch.tensor(square), SMALLER)
     return square
 
@@ -138,8 +143,7 @@ def kkt_stationarity(
     model:torch.nn.Module, # the trained network; outputs (n, 1), or (n, classes)
     X:Tensor, # (n, d) training samples
     y:Tensor # (n,) labels -1 / +1, or with several outputs classes 0, 1, ...
-)->KKTStationarity: # unpacks as (residual, multipliers); ValueError for bad input,
-    # NumericalError where numbers are too large
+)->KKTStationarity: # unpacks; ValueError; NumericalError: numbers too large or too small
     "How far from equation (1), with slopes 0 or 1; in float64, exact down to about 1e-7"
     model = copy.deepcopy(model).double()
     X, y = checked_samples(model, X, y)
@@ -227,8 +231,7 @@ def pin_to_kinks(
     X:Tensor, # (n, d) training samples
     y:Tensor|None=None, # (n,) classes: wrong ones that nearly tie are made to; None: are not
     tol:float=3e-3 # largest change of a neuron, relative; see training.ipynb, "Which `tol`?"
-)->Pinned: # unpacks as (model, moved); ValueError for bad input,
-    # NumericalError where numbers are too large
+)->Pinned: # (model, moved); ValueError; NumericalError: numbers too large or too small
     "Move neurons whose pre-activation is nearly 0 for some sample until it is 0 to rounding"
     _check_relu(model)
     _check_width(model, X)
@@ -344,8 +347,7 @@ def clarke_stationarity(
     y:Tensor, # (n,) labels -1 / +1, or with several outputs classes 0, 1, ...
     tol:float|None=None, # |z| / (|W_j, b_j| |h_i, 1|) up to this: 0; None: 32 eps of the dtype
     max_iter:int=200 # of L-BFGS-B
-)->ClarkeStationarity: # unpacks as (residual, multipliers, slopes); ValueError for bad input,
-    # NumericalError where numbers are too large
+)->ClarkeStationarity: # unpacks; ValueError; NumericalError: numbers too large or too small
     "How far from equation (2), at the best multipliers and slopes found: an upper bound"
     _check_relu(model)
     if tol is None: tol = 32*torch.finfo(next(model.parameters()).dtype).eps

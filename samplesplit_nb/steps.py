@@ -85,18 +85,19 @@ def decay_factors(
 
 # %% ../nbs/beyond/steps.ipynb #57000017b
 def _cause(before, after):
-    "Why the first layer's step may be no sum of few gradients, in words"
+    "(why the first layer's step may be no sum of few gradients, but may it be one of many?)"
     p, q = (net.layers[0].weight.detach().double() for net in (before, after))
-    alike = ((p*q).sum()/(p.norm()*q.norm()).clamp_min(1e-300)).item()
+    unit = lambda w: w/w.abs().max().clamp_min(1e-300) # the squares of 1e-200 are 0
+    alike = torch.cosine_similarity(unit(p).flatten(), unit(q).flatten(), 0).item()
     if alike < .1: return (
         f'the two have nothing in common (their correlation is {alike:.2f}): `init` is not '
-        'this network before training')
+        'this network before training'), False
     even = evenness(q - p)
     if even > EVEN: return (
         f'most weights moved as far as the largest (median {even:.2f} of it): so do Adam and '
-        'RMSprop, whose steps are no gradients')
+        'RMSprop, whose steps are no gradients'), False
     return ('more samples than neurons or inputs, a step that is small against rounding, or '
-            'an optimiser other than gradient descent')
+            'an optimiser other than gradient descent'), True
 
 # %% ../nbs/beyond/steps.ipynb #57000020
 def _invert(network, step, **settings):
@@ -164,8 +165,11 @@ def invert_step(
                          seed=seed)
     except ValueError as e: # its other errors say what to do
         if samples or not str(e).startswith('samples='): raise
-        raise ValueError(f'{e}; likely cause: {_cause(before, after)}; check that `init` is '
-                         'this network before training') from e
+        cause, plain = _cause(before, after)
+        what = str(e) if plain else 'init=<no samples to be counted in the step>: init must ' \
+            'be followed by gradient descent to `weights`; `samples` would not help'
+        raise ValueError(f'{what}; likely cause: {cause}; check that `init` is this network '
+                         'before training') from e
     return StepInversion(found, factors, tuple(_note_of_decay(factors) + _why_nothing(
         before, after, step, found, others, seed)))
 
@@ -175,11 +179,11 @@ def _why_nothing(before, after, step, found, others, seed):
     if len(found.X): return []
     first = torch.cat([step[0], step[1][:, None]], 1)
     if _end(first).drop < 10 or _end(first).rank != found.samples: return [
-        f'nothing was found; likely cause: {_cause(before, after)}']
+        f'nothing was found; likely cause: {_cause(before, after)[0]}']
     better = _works_with(before, step, found.samples, others, seed)
     if better is None: return [
-        f'the first layer shows {found.samples} inputs, and none fits the second: another '
-        'activation, other weights before training, or too many steps']
+        f'nothing was found: the first layer shows {found.samples} inputs, and none fits the '
+        'second: another activation, other weights before training, or too many steps']
     name, k = better
-    return [f'likely cause: the activation; with `activation` {name} it works '
-            f'({k} of {found.samples} found after two rounds)']
+    return ['nothing was found; likely cause: the activation; with `activation` '
+            f'{name} it works ({k} of {found.samples} found after two rounds)']

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['sweep', 'atomic_path', 'notice', 'locked', 'Damaged', 'save_json', 'load_json', 'set_aside', 'save_arrays',
-           'load_arrays', 'save_figure', 'digest', 'save_state', 'load_state', 'Checkpoint', 'identify', 'Keeper',
-           'progress_bar']
+           'load_arrays', 'save_figure', 'digest', 'checksum', 'save_state', 'load_state', 'Checkpoint', 'identify',
+           'Keeper', 'progress_bar']
 
 # %% ../nbs/support/storage.ipynb #0685cd2c
-import dis, hashlib, io, itertools, json, logging, math, os, re, shutil, tempfile, time
+import dis, hashlib, io, itertools, json, logging, math, os, re, shutil, sys, tempfile, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,9 +144,10 @@ class Damaged(ValueError):
         path, # of the file
         why:str, # what is wrong with it
         allowed:str, # what it must be
-        remedy:str # what to do
+        remedy:str, # what to do
+        name:str='path' # of the option or argument that it came by
     ):
-        super().__init__(f'path=<{path}: {why}>: path must be {allowed}; {remedy}')
+        super().__init__(f'{name}=<{path}: {why}>: {name} must be {allowed}; {remedy}')
         self.why = why
 
 # %% ../nbs/support/storage.ipynb #33f7fbfeb
@@ -257,7 +258,7 @@ def load_arrays(
     path:str|Path,
     sealed:bool=False # True: it must have a digest; one that it has is always compared
 )->dict:
-    "Read an .npz file, nothing of it unpickled; ValueError for another kind, or a damaged one"
+    "Read an .npz file, nothing of it unpickled; `Damaged` for another kind, or a changed one"
     found, why = {}, '' # type: dict, str
     try:
         data = Path(path).read_bytes()
@@ -269,8 +270,7 @@ def load_arrays(
     except (ValueError, AttributeError, KeyError, EOFError, BadZipFile, error, TypeError,
             NotImplementedError, MemoryError, OverflowError, OSError) as e:
         why = f'{type(e).__name__}: {" ".join(str(e).split())}'
-    require(not why, 'path', f'<{path}: {why}>', 'a whole .npz file of plain arrays',
-            'make it anew')
+    if why: raise Damaged(path, why, 'a whole .npz file of plain arrays', 'make it anew')
     return found
 
 # %% ../nbs/support/storage.ipynb #097303fa
@@ -312,8 +312,11 @@ def digest(
     return h.hexdigest()
 
 # %% ../nbs/support/storage.ipynb #063fecb9
-def _checksum(text, tensors):
-    "Of the header and of every tensor, hexadecimal"
+def checksum(
+    text:str, # a header
+    tensors:dict # by name, of any shapes, on any device
+)->str: # hexadecimal
+    "Of the header and of every tensor, with its name, type and shape"
     parts = [text.encode()] + [
         f'{name} {t.dtype} {tuple(t.shape)} {digest([t])}'.encode()
         for name, t in sorted(tensors.items())]
@@ -330,7 +333,7 @@ def save_state(
     from safetensors.torch import save_file
     tensors:dict = {}
     text = json.dumps(_pack(tree, tensors), allow_nan=False)
-    about = dict(tree=text, checksum=_checksum(text, tensors))
+    about = dict(tree=text, checksum=checksum(text, tensors))
     with atomic_path(path) as p: save_file(tensors, p, metadata=about)
 
 # %% ../nbs/support/storage.ipynb #7185d612
@@ -353,7 +356,7 @@ def load_state(
     try:
         about, tensors = _read_state(path)
         text = about['tree']
-        if about.get('checksum') == _checksum(text, tensors):
+        if about.get('checksum') == checksum(text, tensors):
             return _unpack(json.loads(text), tensors)
         why = 'its checksum is another one' if 'checksum' in about else 'it has no checksum'
     except KeyError: why = 'no whole tree in its header'
@@ -508,11 +511,13 @@ class Keeper(_Saver):
 
     Does nothing without a checkpoint."""
     def load(self)->dict|None:
-        "The state saved last, None without one; ValueError if it is another run's"
+        "The state saved last, None without one; `Damaged`, or ValueError for another run's"
         if self.at is None or not Path(self.at.path).exists(): return None
         try: state = load_state(self.at.path)
         except Damaged as e:
-            if not self.at.anew: raise
+            if not self.at.anew: raise Damaged(
+                self.at.path, f'damaged: {e.why}', 'the whole state of a run', _ANEW,
+                'checkpoint') from e
             notice(f'{self.at.path}: {e.why}; that run starts anew')
             Path(self.at.path).unlink()
             return None
@@ -536,14 +541,38 @@ class Keeper(_Saver):
         require(False, 'checkpoint', self.at.path, f'a whole state of this run ({why})',
                 _ANEW)
 
+# %% ../nbs/support/storage.ipynb #f17c0001
+_PATIENCE = 30. # seconds; of a run that takes longer, it is said how long
+
+def _duration(seconds):
+    "In words, as exactly as a forecast can be"
+    for size, unit in ((86400, 'days'), (3600, 'hours'), (60, 'minutes')):
+        if seconds >= 2*size: return f'{seconds/size:.0f} {unit}'
+    return f'{seconds:.0f} seconds'
+
+class _Forecast:
+    "Says once, after the first few steps, how long the others will take"
+    def __init__(self, total):
+        self.total, self.start, self.told = total, None, False # type: int, tuple|None, bool
+
+    def __call__(self, step:int, now:float)->str: # now in seconds; '' for nothing to say
+        "A line at the step that tells, for a run beyond patience"
+        if self.start is None: self.start = step, now # the first step is slower
+        done, seconds = step - self.start[0], now - self.start[1]
+        if self.told or done < 3 or (seconds < 2 and done < 50): return ''
+        self.told, left = True, (self.total - step)*seconds/done
+        return '' if left < _PATIENCE else (
+            f'{self.total - step} more steps at {seconds/done:.2g} seconds each: about '
+            f'{_duration(left)}, unless the number of candidates changes')
+
 # %% ../nbs/support/storage.ipynb #4f4fdfd9
 @contextmanager
 def progress_bar(
     progress:bool|str, # False for none; a string names it
     total:int, # steps
     name:str # where `progress` gives none
-)->Iterator[Callable|None]: # a function of (step, loss, and what else is to be shown), or None
-    """A tqdm bar, closed when the block ends well
+)->Iterator[Callable|None]: # of (step, loss, what else is to be shown), or (step); or None
+    """A tqdm bar, closed when the block ends well; of a long run a line says how long
 
     A failure leaves it for the command line to wipe away."""
     if progress is False:
@@ -551,8 +580,12 @@ def progress_bar(
         return
     from tqdm.auto import tqdm
     bar = tqdm(total=total, desc=progress if isinstance(progress, str) else name, unit='step')
-    def tick(step, loss, **more):
-        bar.set_postfix(loss=f'{loss:.2e}', **more, refresh=False)
-        bar.update(step - bar.n)
+    watch = _Forecast(total)
+    def tick(step, loss=None, **more): # without a loss: only to be counted
+        if loss is not None:
+            bar.set_postfix(loss=f'{loss:.2e}', **more, refresh=False)
+            bar.update(step - bar.n)
+        said = watch(step, time.monotonic())
+        if said: bar.write(said, file=sys.stderr)
     yield tick
     bar.close()

@@ -399,6 +399,7 @@ def _to_kkt(run, X, y, keeper, bar, seconds, max_steps, lr, b, b_start):
         if done >= 1 or run.steps % 10 == 0:
             require_sound('the loss', loss, _SMALLER, run.best and run.best[2])
             if bar: bar(run.steps, loss.item())
+        elif bar: bar(run.steps)
         if done >= 0.5 + run.looks/200:
             run.looks, run.best = run.looks + 1, _better(run.best, run.model, m, X, y)
         if done >= 1: return
@@ -541,6 +542,7 @@ def _descend(run, X, y, loss, steps, stop_loss, keeper, bar, lr):
         if end or run.steps % 100 == 0:
             sound.look(run.steps, value.item())
             if bar: bar(run.steps, value.item())
+        elif bar: bar(run.steps)
         if end: return value
         run.optimiser.zero_grad()
         value.backward()

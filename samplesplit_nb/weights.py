@@ -7,7 +7,7 @@ __all__ = ['PICTURES', 'load_network', 'InputShape', 'input_shape', 'Pictures', 
            'Description', 'describe']
 
 # %% ../nbs/support/weights.ipynb #5afe0003
-import importlib, math, os, sys
+import importlib, keyword, math, os, re, sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,17 +23,27 @@ from .checks import is_count, require, shown, typed
 from .networks import MLP, frozen_parameters, mlp_from_weights
 
 # %% ../nbs/support/weights.ipynb #bf5321b4
+def _identifier(word):
+    "The nearest name that Python can import"
+    plain = re.sub(r'\W', '_', word)
+    rest = plain.lstrip('0123456789')
+    name = f'{rest or "m"}{plain[:len(plain) - len(rest)]}'
+    return f'{name}_' if keyword.iskeyword(name) else name
+
 def _words(module):
     "(module, function) of PKG:FACTORY; ValueError unless there are both, by their names"
     name, _, factory = module.partition(':')
     require(bool(name and factory), 'module', module,
             'a module and a function in it, PKG:FACTORY',
             'for example `module` mymodels:make_net')
-    named = all(part.isidentifier() for part in (*name.split('.'), factory))
     dotted = name.removesuffix('.py').replace(os.sep, '.').strip('.')
-    require(named and not name.endswith('.py'), 'module', module,
+    good = '.'.join(_identifier(part) for part in dotted.split('.'))
+    plain = f'{good}:{_identifier(factory)}'
+    require(module == plain and not name.endswith('.py'), 'module', module,
             'the name of a module, as import has it, and of a function',
-            f'write `module` {dotted}:{factory}, from the folder that it is in')
+            f'write `module` {plain}, from the folder that it is in' if good == dotted and (
+                _identifier(factory) == factory) else
+            f'rename the file or the function, for example so that `module` {plain} names it')
     return name, factory
 
 def _imported(name, factory):

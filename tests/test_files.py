@@ -238,7 +238,7 @@ def test_a_checkpoint_of_ones_own_is_refused_when_damaged(tmp_path):
     go = lambda at: reconstruct(objective, x, x[:, 0], Descent(9), running=Running(checkpoint=at))
     whole = go(at)
     flip(at.path, 8 * 900)
-    with pytest.raises(Damaged, match='move it away, or name another file'):
+    with pytest.raises(Damaged, match='damaged: .* name another file, or delete this one to start anew'):
         go(at)
     assert torch.equal(go(replace(at, anew=True)).x, whole.x)
     with pytest.raises(ValueError, match="anew='yes'"):

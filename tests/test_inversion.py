@@ -419,13 +419,16 @@ def test_about_as_many_samples_as_dimensions(name, n):
     assert found.complete and found.samples == n and max(errors(X, c, found)) < 1e-8
 
 
-def test_without_biases_dependent_samples_have_no_scale():
-    "No bias but a first one of zeros: h(tx) = t h(x). Directions come back, lengths do not, and it says so"
+def test_dependent_samples_have_the_scale_of_the_step_of_the_bias():
+    "No bias but a first one of zeros: h(tx) = t h(x). With one sample missing there are directions only"
     net, X, c = perceptron([5, 120, 120, 2], bias='first'), randn(20, 5, seed=50), randn(20, 2, seed=51)
     found = invert_gradient(net, linear_loss(net, X, c))
-    assert found.samples == 20 and not found.complete and found.remainder > 0.1
-    assert nearest(X, found.X)[0].max() > 0.1
-    assert nearest(normalize(found.X, dim=1), normalize(X, dim=1))[0].max() < 1e-6
+    assert found.complete and max(errors(X, c, found)) < 1e-6
+    part = invert_gradient(net, linear_loss(net, X, c), samples=19)
+    assert not part.complete and part.remainder > 0.1
+    step = linear_loss(net, X, c)
+    with pytest.raises(ValueError, match='determined up to its scale only'):  # the bias at rest
+        invert_gradient(net, [step[0], 0 * step[1], *step[2:]])
     few = spread(5, 5, 50)  # independent ones have: the first span gives it
     found = invert_gradient(net, linear_loss(net, few, c[:5]))
     assert found.complete and max(errors(few, c[:5], found)) < 1e-6

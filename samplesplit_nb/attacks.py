@@ -8,7 +8,7 @@ __all__ = ['certify_file', 'reconstruct_file', 'invert_files', 'evaluate']
 # %% ../nbs/support/attacks.ipynb #attacks-imports
 import copy, json, re, time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -30,15 +30,15 @@ from .metrics import score_text
 from .networks import MLP, Polynomial, is_relu
 from .objectives import ReconstructionObjective
 from .perceptrons import LIKELY, activation_named, perceptron, perceptron_in
-from .options import (METHODS, CertifyOptions, EvaluateOptions, InvertOptions,
-    ReconstructOptions, require_positive)
+from .options import (
+    CertifyOptions, EvaluateOptions, InvertOptions, ReconstructOptions, require_positive)
 from .preprocessing import Preprocessing
-from .presets import PRESETS, preset
-from samplesplit_nb.problems import (
-    ATTACKS, Start, draw_start, make_descent, make_objective, make_splitting,
-    require_traces)
+from .problems import (
+    ATTACKS, Start, draw_start, images_in, is_simulated, make_descent, make_objective,
+    make_splitting, require_traces, unit_of)
+from .recipes import begun, experiment_told, method_told, recipe_told
 from .records import split_row, thin
-from .settings import OURS, Experiment, published
+from .settings import Experiment
 from .splitting import Splitting, reconstruct
 from .steps import invert_step
 from .storage import (
@@ -120,36 +120,14 @@ def certify_file(
                                   **_fit_record(known))
                       | found.record())
 
-# %% ../nbs/support/attacks.ipynb #7b0b9f0c
-def _settings(o, method, dtype):
-    "The attack as an `Experiment`: ours or published, and what the options change"
-    own = published(o.preset) if o.preset else OURS[method]
-    e = Experiment(**dict(dtype=dtype) | own | dict(k=o.k, seed=o.seed, box='unit'))
-    steps = o.steps or e.steps
-    # events as far apart as published where the run is long enough, else three in all
-    every = e.split_every if e.split_every and e.split_every < steps else None
-    return replace(e, steps=steps, lr=o.lr or e.lr, split_every=every,
-                   splits=(steps - 1)//every if every else min(3, steps - 1))
-
-# %% ../nbs/support/attacks.ipynb #c0330022
-def _method(o):
-    "The attack that the options `method` and `preset` agree on"
-    require(o.preset is None or o.preset in PRESETS, 'preset', repr(o.preset),
-            f'one of {", ".join(sorted(PRESETS))}', 'check the spelling')
-    named = preset(o.preset).attack if o.preset else o.method
-    require(named is not None, 'method', None, 'given', f'one of {", ".join(METHODS)}')
-    require(named in ATTACKS and o.method in (None, named), 'preset', o.preset,
-            f'for `method` {o.method or ", ".join(METHODS)}; it is for {named}',
-            'choose another preset')
-    return named
-
 # %% ../nbs/support/attacks.ipynb #a11aa16e
 def _check_attack(o, method, outputs):
     "ValueError for options that do not go together"
-    require(method == 'ntk' or o.init is None, 'init', o.init,
-            'left out unless the method is ntk', 'use `method` ntk, or leave it out')
-    require(method != 'ntk' or o.init is not None, 'init', None,
-            'the weights before training for `method` ntk',
+    before = ATTACKS[method].before
+    require(before or o.init is None, 'init', o.init,
+            'left out unless the method is ntk or simulated', 'use one of these')
+    require(not before or o.init is not None, 'init', None,
+            f'the weights before training for `method` {method}',
             'give `init` FILE, or use `method` kkt, which needs none')
     fits = {'kkt': outputs == 1, 'multiclass': outputs > 1}.get(method, True)
     require(fits, 'method', method, f'one for {outputs} output{"s" if outputs > 1 else ""}',
@@ -180,6 +158,7 @@ class _Prepared:
     start:Start
     splitting:Splitting|None
     findings:list # of `ModuleFinding`
+    notes:list # sentences
 
 # %% ../nbs/support/attacks.ipynb #c0330028
 def _require_room(e, d, dtype, device):
@@ -193,24 +172,27 @@ def _require_room(e, d, dtype, device):
 
 def _prepare(o):
     "Networks, images and settings; ValueError for what does not go together"
-    method = _method(o)
+    method = method_told(o)
     model = load_network(o.weights, o.module, device=pick_device(o.device))
-    model, findings = _validated(o, model, step=method == 'ntk')
+    model, findings = _validated(o, model, step=ATTACKS[method].before)
     takes = input_shape(model, o.shape)
     _check_attack(o, method, outputs_of(model, takes))
+    recipe = recipe_told(o, method, outputs_of(model, takes))
     dtype = next(model.parameters()).dtype
     init:Any = _before(o, model).to(dtype) if o.init else None
     data = known_images(o, model, takes, init) if o.data else None
     takes = takes if data is None else data.takes
     box = preprocessing_told(o, takes)[1]
-    e = replace(_settings(o, method, str(dtype).removeprefix('torch.')),
+    e = replace(experiment_told(o, method, str(dtype).removeprefix('torch.')),
                 box='none' if box is None else 'pixels')
     shape = None if takes.rows else takes.shape
     _require_room(e, takes.d, dtype, next(model.parameters()).device)
-    objective = make_objective(e, model, init, e.k, box, shape, o.chunk_size)
+    objective = make_objective(e, model, init, e.k, box, shape, o.chunk_size, recipe)
     require_traces(objective, e.k)
-    return _Prepared(method, model, takes, data, e, objective, draw_start(e, objective, e.k),
-                     make_splitting(e) if e.splits and not o.no_split else None, findings)
+    start = draw_start(e, objective, e.k)
+    notes = begun(o, e, model, init, objective, start, recipe, shape)
+    return _Prepared(method, model, takes, data, e, objective, start, make_splitting(e)
+                     if e.splits and not o.no_split else None, findings, notes)
 
 # %% ../nbs/support/attacks.ipynb #c4d75d72
 def _way(o, takes, known):
@@ -275,6 +257,9 @@ def _attack_record(o, ready, found):
     "The run in numbers"
     e = ready.experiment
     rule = None if ready.splitting is None else repr(ready.splitting.rule)
+    inner:Any = getattr(ready.objective, 'objective', ready.objective)
+    simulated = dict(training=asdict(inner.recipe)) if is_simulated(inner) else {}
+    span = {} if e.span == 'none' else dict(span=e.span, directions=ready.objective.d)
     return dict(
         command='reconstruct', weights=str(o.weights), init=o.init and str(o.init),
         method=ready.method,
@@ -282,7 +267,7 @@ def _attack_record(o, ready, found):
         **_records(ready.findings),
         settings=dict(k=e.k, steps=e.steps, lr=e.lr, chunk_size=o.chunk_size,
                       lr_multipliers=make_descent(e, e.k).lr_multipliers, rule=rule,
-                      split_every=e.period),
+                      split_every=e.period, **simulated, **span),
         result=found.result, candidates=len(found.x),
         history=thin(found.history, 100, timed=True),
         splits=[split_row(s) for s in found.splits])
@@ -292,7 +277,8 @@ def _save_attack(o, out, ready, found, say):
     "Write all files of a reconstruction and say so; its record"
     origins, own = found.origins.cpu(), getattr(ready.objective, 'labels', None)
     labels = {} if own is None else dict(labels=own.cpu()[origins])
-    arrays = dict(x=found.x.cpu(), lam=found.lam.cpu(), origins=origins, **labels)
+    x = images_in(ready.objective, found.x)
+    arrays = dict(x=x.cpu(), lam=found.lam.cpu(), origins=origins, **labels)
     return _save_found(o, out, ready.takes, ready.data, arrays,
                        _attack_record(o, ready, found), say)
 
@@ -300,7 +286,9 @@ def _save_attack(o, out, ready, found, say):
 def _descent(ready):
     "Phase I; a network without ReLU is smooth as it is, so no schedule softens it"
     descent = make_descent(ready.experiment, ready.experiment.k)
-    soft = is_relu(getattr(ready.objective, 'activation', None))
+    descent = replace(descent, lr=unit_of(ready.objective)*descent.lr)
+    soft = is_simulated(ready.objective) or is_relu(
+        getattr(ready.objective, 'activation', None))
     return descent if soft else replace(descent, sharpen=None)
 
 def _descend(o, out, ready, say):
@@ -336,18 +324,20 @@ def reconstruct_file(
     about, e = _say_network(say, ready.model, o.module), ready.experiment
     for f in ready.findings: say(str(f))
     _say_fit(say, ready.data)
-    if ready.method != 'ntk' and about.homogeneous is False: say(
+    for note in ready.notes: say(note)
+    if not ATTACKS[ready.method].before and about.homogeneous is False: say(
         'note: with a bias after the first layer the network is not homogeneous, and the KKT '
         'conditions need not hold; --method ntk needs the weights before training')
     say(f"attack: {o.preset or ready.method}, k = {e.k}, {e.steps} steps, "
         f"{'no splitting' if ready.splitting is None else 'with splitting'}")
     found = _descend(o, out, ready, say)
+    images = replace(found, x=images_in(ready.objective, found.x))
     say(f'result: {found.result}; objective {found.history.loss[0]:.1e} -> '
         f'{found.history.loss[-1]:.1e}')
     for s in found.splits: say(f'  step {s.step}: {s.result}')
     record = _save_attack(o, out, ready, found, say)
     if 'scores' in record: say.exactly(score_text(record['scores']))
-    return say.answer(found, record)
+    return say.answer(images, record)
 
 # %% ../nbs/support/attacks.ipynb #add0f4a4
 def _activated(model, names):

@@ -73,7 +73,7 @@ def _victim(o, data):
             'use `method` multiclass')
     return Experiment(**own | dict(
         data=o.data, n=len(data.X), data_seed=o.data_seed, mean=mean, seed=o.seed,
-        device=o.device, width=o.width or (500 if ntk else 1000),
+        device=o.device, width=o.width or own.get('width', 500 if ntk else 1000),
         training_steps=0 if ntk else o.steps or own['training_steps']))
 
 # %% ../nbs/support/commands.ipynb #f17d0001
@@ -95,6 +95,9 @@ def _certificate_sentence(method, c, n):
     if method == 'ntk': return (
         f"the linearised network meets every label to {c['error']:.0e}; its tangent kernel "
         f"has condition number {c['condition']:.0e}")
+    if method == 'simulated': return (
+        f"log loss {c['loss']:.2g} after {c['steps']} steps of gradient descent; `samplesplit "
+        "reconstruct` is to be told of them and of their rate")
     return (f"every sample on the right side, least margin 1, log loss {c['loss']:.2f}; KKT "
             f"residual {c['stationarity']:.3f} of |theta|, {c['clarke']:.3f} on its kinks; "
             f"{c['active']} of {n} samples carry a multiplier")
@@ -124,11 +127,12 @@ def train_victim(
     sentence = _certificate_sentence(o.method, trained.certificate, len(data.X))
     say(f'network: {about}\ncertificate: {sentence}')
     files = {'model.safetensors': trained.model}
-    if o.method == 'ntk': files['init.safetensors'] = trained.init
+    if ATTACKS[o.method].before: files['init.safetensors'] = trained.init
     for name, net in files.items(): save_weights(out/name, net)
     record = dict(command='train', method=o.method, seed=o.seed, network=about.record(),
                   data=about_images(o, data), certificate=trained.certificate,
-                  sentence=sentence)
+                  sentence=sentence, **{} if o.method == 'ntk' else dict(
+                      training=dict(lr=e.training_lr, steps=e.training_steps)))
     save_json(out/'training.json', record)
     for name in (*files, 'training.json'): say.wrote(out/name)
     return say.answer(trained, record)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['File', 'Dir', 'Name', 'Numbers', 'Method', 'METHODS', 'OPTIONS', 'LIMITS', 'ComputeOptions', 'NetworkOptions',
-           'ImageOptions', 'GivenImages', 'KnownImages', 'ResultOptions', 'DemoOptions', 'FigureOptions',
-           'StudyOptions', 'TrainOptions', 'ReconstructOptions', 'InvertOptions', 'EvaluateOptions', 'CertifyOptions',
-           'check_options', 'require_positive', 'field_comments', 'docments', 'registered', 'study_help', 'study_costs',
-           'study_text']
+           'ImageOptions', 'GivenImages', 'KnownImages', 'SimulationOptions', 'ResultOptions', 'DemoOptions',
+           'FigureOptions', 'StudyOptions', 'TrainOptions', 'ReconstructOptions', 'InvertOptions', 'EvaluateOptions',
+           'CertifyOptions', 'check_options', 'require_positive', 'field_comments', 'docments', 'registered',
+           'study_help', 'study_costs', 'study_text']
 
 # %% ../nbs/support/options.ipynb #0b710003
 import ast, io, os, tokenize
@@ -89,6 +89,28 @@ class KnownImages(ImageOptions):
     """
     data:Name|None=None # the images that the network was trained on
 
+# %% ../nbs/support/options.ipynb #51a70041
+@dataclass(frozen=True, kw_only=True)
+class SimulationOptions:
+    """The training, for --method simulated
+
+    How the network was trained from the weights of --init; the rate and the number of steps
+    have to be given. Only full-batch gradient descent can be simulated in fewer steps than
+    were taken.
+    """
+    training_lr:float|None=None # learning rate of that training
+    training_steps:int|None=None # updates of the weights in it
+    training_loss:Literal['logistic', 'cross-entropy', 'mse']|None=None # mean over a batch
+        # (default: logistic for one output, else cross-entropy)
+    training_optimizer:Literal['sgd', 'adam']='sgd' # Adam with torch's constants
+    momentum:float=0. # of sgd, as torch has it
+    weight_decay:float=0. # as torch has it
+    batches:int=1 # in one epoch, equal in size; 1: full batch
+    samples:int|None=None # that it was trained on (default: as many as candidates). Where -k
+        # is another number, the candidates' weights are learned, and fewer are split
+    tolerance:float=.1 # error of one simulated step over |theta - theta_0|; 0: the real steps
+    simulated_steps:int=60 # at most
+
 # %% ../nbs/support/options.ipynb #0b710015
 @dataclass(frozen=True, kw_only=True)
 class ResultOptions:
@@ -149,30 +171,35 @@ class TrainOptions(GivenImages, ComputeOptions):
 
     Train a d-WIDTH-WIDTH ReLU network: ntk exactly, in the linearised regime (Loo et al.
     2024); kkt and multiclass towards a KKT point of the margin (Haim et al. 2022, Buzaglo et
-    al. 2024).
+    al. 2024); simulated by gradient descent from small weights, for two classes.
     """
     method:Method # the attack it is for
-    width:int|None=None # neurons in each of the two hidden layers (default 500 for ntk, else
-        # 1000)
-    steps:int|None=None # of training, not for ntk (default 500 for kkt, 1000 for multiclass)
+    width:int|None=None # neurons in each of the two hidden layers (default 500 for ntk, 200
+        # for simulated, else 1000)
+    steps:int|None=None # of training, not for ntk (default 500 for kkt, 1000 for multiclass,
+        # 8000 for simulated)
     seed:int=0 # draws the initial weights
-    out:Dir='runs/train' # folder for model.safetensors, training.json and, for ntk,
-        # init.safetensors, made if needed
+    out:Dir='runs/train' # folder for model.safetensors, training.json and, for ntk and
+        # simulated, init.safetensors, made if needed
 
 # %% ../nbs/support/options.ipynb #0b710022
 @dataclass(frozen=True, kw_only=True)
-class ReconstructOptions(NetworkOptions, KnownImages, ComputeOptions):
+class ReconstructOptions(NetworkOptions, SimulationOptions, KnownImages, ComputeOptions):
     """Reconstruct training data from a checkpoint
 
     Reconstruct training data from weights alone, with sample splitting.
     """
-    init:File|None=None # the weights before training, for --method ntk
+    init:File|None=None # the weights before training, for --method ntk and simulated
     method:Method|None=None # the attack; needed unless --preset names it
     preset:Name|None=None # published settings instead of ours, e.g. haim-mnist-1
     k:int=40 # candidates to start from; twice the number of samples is good
-    steps:int|None=None # gradient steps in all (default 4000 for ntk, else 800; 50000 to 80000
-        # for a preset)
-    lr:float|None=None # learning rate of the candidates (default 0.02)
+    span:Literal['none', 'first']|None=None # first: candidates in the span of the first
+        # layer's step (of its weights for kkt and multiclass), dense layers only (default:
+        # first for simulated without --module, else none)
+    steps:int|None=None # gradient steps in all (default 4000 for ntk, 1000 for simulated, else
+        # 800; 50000 to 80000 for a preset)
+    lr:float|None=None # learning rate of the candidates (default 0.016 for simulated, else
+        # 0.02)
     no_split:bool=False # plain descent
     seed:int=0 # draws the starting candidates
     chunk_size:int|None=None # candidates at a time, to save memory (default: all)

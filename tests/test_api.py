@@ -33,7 +33,7 @@ MODULES = tuple(
     checks tables networks perceptrons decomposition eigenvectors tangents plain validator penalties presets
     optimisers descent lanczos tidy rules storage checkpoints weights stationarity certificates training
     preprocessing arrayfiles folders data metrics settings records problems runs search figures studies claims
-    options answers fit given attacks commands cli
+    options answers fit given recipes attacks commands cli
     '''.split()
 )  # the order of CONTRIBUTING.md
 SHAPE = re.compile(

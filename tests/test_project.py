@@ -128,7 +128,8 @@ def test_layers_call_downwards_only():
     below['records'] = ['checks', 'rules', 'metrics', 'settings', 'splitting', 'descent', 'storage', 'tables']
     below['figures'] = ['checks', 'metrics', 'records']
     theory = 'tangents', 'rules', 'identifiability', 'objectives', 'descent', 'splitting', 'presets'
-    below['problems'] = [*floor, *theory, 'training', 'settings', 'layers']
+    simulating = 'spans', 'simulation', 'simulated'
+    below['problems'] = [*floor, *theory, 'training', 'settings', 'layers', *simulating]
     below['runs'] = [*below['problems'], 'problems', 'records', 'inversion', 'peeling']
     for lower, upper in (('runs', 'search'), ('search', 'studies'), ('studies', 'claims')):
         below[upper] = [*below[lower], lower, 'figures']
@@ -137,10 +138,11 @@ def test_layers_call_downwards_only():
     below['weights'] = ['checks', 'networks', 'checkpoints']
     below['options'] = ['checks']
     below['answers'] = ['checks', 'options', 'storage']
+    below['recipes'] = [*simulating, 'checks', 'objectives', 'options', 'presets', 'problems', 'settings']
     below['given'] = [*floor, 'problems', 'weights', 'fit']
     files = 'figures', 'certificates', 'weights', 'options', 'answers'
     inverting = 'inversion', 'perceptrons', 'steps', 'validator'
-    below['attacks'] = [*below['problems'], 'problems', 'records', *inverting, *files, 'given']
+    below['attacks'] = [*below['problems'], 'problems', 'records', *inverting, *files, 'given', 'recipes']
     below['commands'] = [*below['experiments'], 'experiments', *files, 'given', 'attacks']
     below['cli'] = ['checks', 'tables', 'options', 'answers', 'commands', 'storage']
     found = set()

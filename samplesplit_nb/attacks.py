@@ -52,6 +52,7 @@ def _validated(o, model, step=False, double=False):
     tried = not isinstance(model, MLP) and o.shape is not None and min(o.shape, default=0) > 0
     return prepared(model, tuple(o.shape), step, double) if tried else Prepared(model, [])
 
+# %% ../nbs/support/attacks.ipynb #0a7a0002b
 def _records(findings):
     "Findings for a record, where there are any"
     return dict(findings=[f.record() for f in findings]) if findings else {}
@@ -225,6 +226,7 @@ def _kept(o, takes, known, about):
     return kept | dict(mean=way.mean, std=way.std,
                        **{} if way.order is None else dict(order=way.order))
 
+# %% ../nbs/support/attacks.ipynb #attacks-keptb
 def _scores(o, known, x):
     "Scores of candidates (k, d), as the network takes them, on images that it fits"
     if known is None or not len(x) or not known.fit.good: return {}
@@ -528,6 +530,7 @@ def _outputs_told(arrays):
     if lam.ndim == 2: return lam.shape[1]
     return max(int(labels.max()) + 1, 2) if labels.dtype.kind == 'i' and labels.size else 1
 
+# %% ../nbs/support/attacks.ipynb #attacks-outputsb
 def _notes(o, about, data, restated):
     "What is given against what is stored, in sentences"
     told, then = about.get('preprocessing'), about.get('data') or {}

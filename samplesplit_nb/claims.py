@@ -38,6 +38,7 @@ def improve(record:Record)->Tensor: # (n,)
     "1 for each sample that improved, else 0"
     return (record.gain() > 0).double()
 
+# %% ../nbs/support/claims.ipynb #e9f7873bb
 def not_worse(record:Record)->Tensor: # (n,)
     "1 for each sample that improved or lost no more than 5 % of its score, else 0"
     return (record.gain() > -.05*record.scores('plain').abs()).double()
@@ -272,6 +273,7 @@ class OverSeeds(NamedTuple):
     high:float|None # its other end
     each:tuple # the number of every seed that has one
 
+# %% ../nbs/support/claims.ipynb #70e7b8e6b
 def over_seeds(
     values:list # of (m,) tensors, one per seed; m may be 0
 )->OverSeeds|None: # None where nothing is left

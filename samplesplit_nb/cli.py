@@ -243,6 +243,7 @@ def _not_finite(tree, where=''):
     found = (_not_finite(v, f'{where}.{k}' if where else str(k)) for k, v in tree.items())
     return next((w for w in found if w is not None), None)
 
+# %% ../nbs/support/cli.ipynb #fa030012b
 def _json(record):
     "One line; NumericalError for a number that JSON does not have"
     where = _not_finite(record)
@@ -285,6 +286,7 @@ def _foreign(filename)->bool:
     places = {sysconfig.get_path(kind) for kind in kinds} | {own}
     return any(os.path.abspath(filename).startswith(os.path.join(p, '')) for p in places)
 
+# %% ../nbs/support/cli.ipynb #f1800001b
 @contextmanager
 def _own_warnings():
     "Warnings of libraries are dropped; those of the user's own files are a line each"

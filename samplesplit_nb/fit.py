@@ -37,6 +37,7 @@ class Evidence:
         return ((self.accuracy == 1 and self.n > 1)
                 or _tail(round(self.accuracy*self.n), self.n, self.chance) < .01)
 
+# %% ../nbs/support/fit.ipynb #fit-evidenceb
 def _tail(hits, n, chance):
     "The probability of so many hits, or more, by chance"
     from scipy.stats import binom
@@ -51,6 +52,7 @@ def _shifted(out, y):
     f, low = out[:, 0].sort().values, int((y < 0).sum())
     return (y.to(out)*(out[:, 0] - f[low-1:low+1].mean()) > 0).double().mean().item()
 
+# %% ../nbs/support/fit.ipynb #fit-marginsb
 def _on_outputs(out, y):
     "Accuracy, chance, n and spread, of outputs (n, outputs) and labels (n,)"
     out = out.detach().double()
@@ -81,6 +83,7 @@ def _first_layer(model, X):
         for hook in hooks: hook.remove()
     return seen[0] if seen and isinstance(seen[0][0], nn.Linear) else (None, None)
 
+# %% ../nbs/support/fit.ipynb #fit-firstbb
 def _change(before, after, layer):
     "What training added to the matrix of a layer, and to its bias where it has one"
     name = next(name for name, m in before.named_modules() if m is layer)
@@ -260,6 +263,7 @@ def renamed(
     for label, other in order.items(): new[y == label] = other
     return new
 
+# %% ../nbs/support/fit.ipynb #f17a0011b
 def _plainly(out, y, order):
     "Do the images of the classes that it moves fit the outputs plainly better so?"
     new = renamed(y, order)
@@ -397,6 +401,7 @@ def _by_step(e):
     return Fit('none', f'only {e.carried} of these {e.n} images carry a part of the step '
                f'({_words(e)}): name those that the network was trained on', e)
 
+# %% ../nbs/support/fit.ipynb #f17a0031b
 def _alike(given, others):
     "Other ways in which the network fits the images about as well, without a step to tell"
     if not given.certain or (given.unexplained, given.cosine) != (None, None): return []

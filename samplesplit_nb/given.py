@@ -373,6 +373,7 @@ def _named_order(data, y, order, outputs):
         'give the labels in that order' if data.classes else
         'give the images as a file of your own, with such labels')
 
+# %% ../nbs/support/given.ipynb #f17b0002b
 def _in_order(fit, data, y, order, outputs, turned):
     "The `Fit` where the classes are in another order than the network's"
     names, how = _named_order(data, y, order, outputs)

@@ -92,6 +92,7 @@ def _free_in_scale(network):
 def _with_one(h, bias): # a last entry of 1 where the next layer has a bias
     return torch.cat([h, h.new_ones(len(h), 1)], 1) if bias else h
 
+# %% ../nbs/beyond/inversion.ipynb #d4793b76b
 def _activations(network):
     "One for each hidden layer, each with a slope"
     every = getattr(network, 'activations',

@@ -189,6 +189,7 @@ def trained_parameters(
     every = dict(model.named_parameters())
     return {name: p for name, p in every.items() if p.requires_grad} or every
 
+# %% ../nbs/support/networks.ipynb #ne0000a2b
 def frozen_parameters(
     model:nn.Module # any
 )->dict: # name -> parameter; empty where all were trained
@@ -234,6 +235,7 @@ def _split_name(name): # ('fc1', 'weight') of 'fc1.weight', as of 'fc1/weight:0'
 _BRANCHES = {'skip', 'shortcut', 'residual', 'gate', 'up', 'down', 'query', 'key', 'value',
              'q', 'k', 'v', 'qkv', 'attn', 'attention'}
 
+# %% ../nbs/support/networks.ipynb #ne000022b
 def _refuse_others(weights):
     "ValueError naming the first that is no layer's matrix or bias"
     deep = [f'{shown(name)} {tuple(w.shape)}' for name, w in weights.items() if w.ndim > 2]
@@ -341,6 +343,7 @@ def _is_kept(names):
         i and parts[i - 1][0] == layer for i, (layer, part) in enumerate(parts)
         if part == 'bias')
 
+# %% ../nbs/support/networks.ipynb #5e0a0012b
 def _refuse_chain(layers):
     "ValueError naming the first layer that does not take what the one before gives"
     for a, b in pairwise(layers):

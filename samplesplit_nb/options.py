@@ -265,6 +265,7 @@ def _inner(hint):
     if get_origin(hint) not in (Union, UnionType): return hint, False
     return next(h for h in get_args(hint) if h is not NoneType), NoneType in get_args(hint)
 
+# %% ../nbs/support/options.ipynb #fa020001b
 def _require_words(name, value, path=False):
     "ValueError for what is no text, or no path"
     good = isinstance(value, os.PathLike if path and not isinstance(value, str) else str)
@@ -412,6 +413,7 @@ def study_costs()->dict[str, str]: # name -> 'smoke seconds, small 5 min, paper 
         said(ast.literal_eval(args[0]), scale) for scale in _scales(args, every))
         for args, _ in _registrations(source)}
 
+# %% ../nbs/support/options.ipynb #f1b00001b
 def study_text()->str: # lines
     "Every study, its scales and its costs, as the help of `samplesplit experiment` has them"
     costs = study_costs()

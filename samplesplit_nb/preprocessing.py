@@ -61,6 +61,7 @@ def _split(value):
     return [w for v in many for w in (v.replace(',', ' ').split() if isinstance(v, str)
                                       else [v])]
 
+# %% ../nbs/support/preprocessing.ipynb #prep-wordsb
 def _number(word): # None if it is none
     try: value = float(word)
     except (TypeError, ValueError): return None

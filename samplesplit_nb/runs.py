@@ -469,6 +469,7 @@ def _beside(pictures):
     except ValueError: return 'has damaged images beside it'
     return ''
 
+# %% ../nbs/support/runs.ipynb #5a9e0083b
 def _lacking(saved, names, wrong, pictures):
     "(the runs to make, what is wrong); `pictures`: a file to lie beside, or None"
     fits = lambda name: name in saved.names and saved.kind(name) == kind_of(name)

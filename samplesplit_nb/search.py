@@ -56,6 +56,7 @@ def _head(e, ranges, seed, first):
     fixed = {k: v for k, v in config(e).items() if k != 'device'}
     return json.loads(json.dumps(dict(config=fixed, ranges=ranges, seed=seed, first=first)))
 
+# %% ../nbs/support/search.ipynb #5ea2c011b
 def _kept(path, head):
     "(the trials in the file, what is wrong with it); '' where it is whole and of this search"
     if path is None or not Path(path).exists(): return [], ''

@@ -20,6 +20,7 @@ def _two_slopes(f):
     values = f.slope(torch.linspace(-8, 8, 400, dtype=torch.float64)).unique()
     return tuple(values.tolist()) if len(values) == 2 else None
 
+# %% ../nbs/beyond/shallow.ipynb #5a000010b
 def _products(B, A, low, high):
     "Matrix of (2), a row per neuron, from B (m, n) and output weights A (m, outputs)"
     def symmetric(M):

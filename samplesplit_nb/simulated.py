@@ -103,6 +103,7 @@ class _Simulated(_WeightedSample):
         self.tangent = self._softened(sharpness)
         super().__init__([w.detach() for w in end.weights], end.d, **bounds)
         self.recipe, self.fineness, self.distance = recipe, fineness, distance
+        weighted_loss(self.tangent, recipe.loss, chunk_size) # its checks
         labels, like = _checked_labels(labels, end.outputs, recipe.loss), self.target[0]
         dtype = like.dtype if labels.is_floating_point() else None
         self.labels = labels.to(like.device, dtype)
@@ -145,8 +146,26 @@ class _Ends(_Simulating):
         back = self.simulator().adjoint(path, list(slope), x, self.labels, lam)
         return value.detach(), back
 
+# %% ../nbs/beyond/simulated.ipynb #51b00028
+class _Ghosts(_Ends):
+    "And how the end would change with a further sample"
+    def residual(self, x:Tensor, lam:Tensor, # (k, d), (k,)
+                 total:list|None=None # not used
+    )->list: # of `Taken`
+        "The gradients that the training took, and how the end depends on them"
+        return self._back(x.detach(), lam.detach())[1].taken
+    def inner(self, vector:list, # of `Taken`, see `residual`
+              x:Tensor)->Tensor: # (k,), differentiable in x (k, d)
+        "-1/2 the derivative of the objective by the weight of a further sample at x"
+        simulator, total = self.simulator(), x.new_zeros(len(x))
+        for t in vector:
+            share = simulator.share(t.number, self.slots, x)
+            u = along(simulator.loss, t.theta, t.slope, x, self.labels)
+            total = total + (u if share is None else u*share)
+        return -total/2
+
 # %% ../nbs/beyond/simulated.ipynb #51b00025
-class SimulatedTraining(_Ends):
+class SimulatedTraining(_Ghosts):
     "Train on the candidates and compare: |s - t|^2/|t|^2 for the steps s made and t true"
     def __init__(self,
         model:nn.Module, # the trained network, theta
@@ -173,20 +192,6 @@ class SimulatedTraining(_Ends):
         "The value, penalties included, and its gradients in x and lam"
         value, back = self._back(x.detach(), lam.detach())
         return self.penalised(x.detach(), lam.detach(), value, back.x, back.w)
-    def residual(self, x:Tensor, lam:Tensor, # (k, d), (k,)
-                 total:list|None=None # not used
-    )->list: # of `Taken`
-        "The gradients that the training took, and how the end depends on them"
-        return self._back(x.detach(), lam.detach())[1].taken
-    def inner(self, vector:list, # of `Taken`, see `residual`
-              x:Tensor)->Tensor: # (k,), differentiable in x (k, d)
-        "-1/2 the derivative of the objective by the weight of a further sample at x"
-        simulator, total = self.simulator(), x.new_zeros(len(x))
-        for t in vector:
-            share = simulator.share(t.number, self.slots, x)
-            u = along(simulator.loss, t.theta, t.slope, x, self.labels)
-            total = total + (u if share is None else u*share)
-        return -total/2
 
 # %% ../nbs/beyond/simulated.ipynb #51b00026
 def restricted(

@@ -48,6 +48,7 @@ class Loss(NamedTuple):
 
 def _own(z, y): return F.one_hot(y, z.shape[1]).to(z)
 
+# %% ../nbs/beyond/simulation.ipynb #51a00021b
 # the losses of `train_gd`: -1 / +1, classes 0, 1, ..., or numbers as labels
 LOSSES = {
     'logistic': Loss(lambda z, y: F.softplus(-y*z[:, 0], threshold=40),

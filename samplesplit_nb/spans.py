@@ -78,6 +78,7 @@ def _entrance(model, shape):
         return Found(model, one, 0*one)
     return perceptron_in(model, shape)
 
+# %% ../nbs/beyond/spans.ipynb #5a9e1011b
 def _first_weights(model, init, shape):
     "(rows (m, d) that the images span, scale, shift), in float64 on the CPU"
     now = _entrance(model, shape)

@@ -124,6 +124,7 @@ class KKTStationarity(NamedTuple):
     residual:float # |theta - sum_i lam_i grad m_i| / |theta|
     multipliers:Tensor # (n,) lam >= 0, float64
 
+# %% ../nbs/support/stationarity.ipynb #ce000037b
 def _squared_norm(theta):
     "|theta|^2 of tensors; ValueError if all are 0, NumericalError if their squares are lost"
     theta = list(theta)

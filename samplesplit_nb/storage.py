@@ -550,6 +550,7 @@ def _duration(seconds):
         if seconds >= 2*size: return f'{seconds/size:.0f} {unit}'
     return f'{seconds:.0f} seconds'
 
+# %% ../nbs/support/storage.ipynb #f17c0001b
 class _Forecast:
     "Says once, after the first few steps, how long the others will take"
     def __init__(self, total):

@@ -294,6 +294,7 @@ _QUICKLY:dict[str, dict] = {
     'multiclass': dict(training='margin', training_steps=1000, training_lr=.01),
     'ntk': dict(training='descent', training_steps=20_000, training_lr=.01)}
 
+# %% ../nbs/support/studies.ipynb #57d1e5e1b
 def _quickly(name, n):
     "A published preset with n images, k = 2n, and two events in 1001 steps"
     method, own = preset(name).attack, published(name)

@@ -226,6 +226,7 @@ def _identity(training, init, X, y, settings):
     return dict(training=training, network=identify(blank), weights=digest(_tensors(init)),
                 X=digest([X]), y=digest([y]), **{k: repr(v) for k, v in settings.items()})
 
+# %% ../nbs/support/training.ipynb #tr000016b
 def _keeper(checkpoint, *what): # see `_identity`
     "The `Keeper` of a training; without a checkpoint no checksum is needed"
     return Keeper(checkpoint, {} if checkpoint is None else _identity(*what))

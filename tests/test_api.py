@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = tuple(
     '''
     identifiability objectives splitting convergence experiments inversion shallow steps peeling
-    layers spans
+    layers spans simulation simulated
     checks tables networks perceptrons decomposition eigenvectors tangents plain validator penalties presets
     optimisers descent lanczos tidy rules storage checkpoints weights stationarity certificates training
     preprocessing arrayfiles folders data metrics settings records problems runs search figures studies claims

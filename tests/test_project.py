@@ -120,6 +120,8 @@ def test_layers_call_downwards_only():
         'peeling': ['checks', 'rules', 'descent', 'objectives', 'optimisers', 'splitting', 'storage'],
         'layers': ['checks', 'objectives', 'penalties', 'tangents'],
         'spans': ['checks', 'inversion', 'objectives', 'penalties', 'perceptrons', 'tangents'],
+        'simulation': ['checks', 'networks', 'tangents'],
+        'simulated': ['checks', 'networks', 'objectives', 'penalties', 'simulation', 'spans', 'tangents'],
         'stationarity': ['checks', 'networks', 'tangents'],
         'certificates': ['checks', 'identifiability', 'networks', 'stationarity'],
     }

@@ -169,6 +169,7 @@ def _gd(e):
     "Options of `train_gd`"
     return ATTACKS[e.method].gd if e.training_loss is None else dict(loss=e.training_loss)
 
+# %% ../nbs/support/problems.ipynb #51a70027
 def recipe_of(
     e:Experiment
 )->TrainingRecipe: # ValueError for a training without steps
@@ -176,15 +177,6 @@ def recipe_of(
     how = _gd(e)
     return TrainingRecipe(e.training_lr, e.training_steps, how['loss'],
                           momentum=how.get('momentum', 0.))
-
-# %% ../nbs/support/problems.ipynb #5a9e0016
-def _box(e, pixels):
-    "(lower, upper) of the values that a candidate may have; None: any"
-    return {'pixels': pixels, 'unit': (-1., 1.), 'none': None}[e.box]
-
-def _last_sharpness(e):
-    "Of the softened ReLU, at the end"
-    return 200. if e.sharpness == 'loo' else e.sharpness[1]
 
 # %% ../nbs/support/problems.ipynb #51a70025
 def _in_span(e, made, model, init, shape):
@@ -198,12 +190,22 @@ def unit_of(
     "The unit of coordinates in pixels, sqrt(d/r): rates and starts are this times a pixel's"
     return objective.span.unit if isinstance(objective, SpannedObjective) else 1.
 
+# %% ../nbs/support/problems.ipynb #51a70029
 def images_in(
     objective:ReconstructionObjective,
     x:Tensor # (k, d) or coordinates (k, r): candidates, as the objective takes them
 )->Tensor: # (k, d)
     "The images that candidates stand for"
     return objective.images(x) if isinstance(objective, SpannedObjective) else x
+
+# %% ../nbs/support/problems.ipynb #5a9e0016
+def _box(e, pixels):
+    "(lower, upper) of the values that a candidate may have; None: any"
+    return {'pixels': pixels, 'unit': (-1., 1.), 'none': None}[e.box]
+
+def _last_sharpness(e):
+    "Of the softened ReLU, at the end"
+    return 200. if e.sharpness == 'loo' else e.sharpness[1]
 
 # %% ../nbs/support/problems.ipynb #807d8cda
 def make_objective(

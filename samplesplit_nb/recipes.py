@@ -26,6 +26,7 @@ def _require_untold(o, method):
         require(value == f.default, f.name, value, 'left out unless the method is simulated',
                 f'`method` {method} needs nothing of the training')
 
+# %% ../nbs/support/recipes.ipynb #51a70120
 def _check_told(o):
     "ValueError for what no training has"
     for name, unit in (('training_lr', 'the learning rate of the training'),

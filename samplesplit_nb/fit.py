@@ -37,7 +37,6 @@ class Evidence:
         return ((self.accuracy == 1 and self.n > 1)
                 or _tail(round(self.accuracy*self.n), self.n, self.chance) < .01)
 
-# %% ../nbs/support/fit.ipynb #fit-evidenceb
 def _tail(hits, n, chance):
     "The probability of so many hits, or more, by chance"
     from scipy.stats import binom

@@ -34,7 +34,6 @@ def _png_depth(path):
     "Bits of a channel, as a PNG file says in its head"
     with open(path, 'rb') as f: return f.read(25)[24]
 
-# %% ../nbs/support/folders.ipynb #f0d00006b
 def _opened(path):
     "(the image upright, its format, notes); ValueError naming a file that cannot be read"
     from PIL import Image, ImageOps

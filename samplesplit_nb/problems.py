@@ -169,6 +169,7 @@ def _gd(e):
     "Options of `train_gd`"
     return ATTACKS[e.method].gd if e.training_loss is None else dict(loss=e.training_loss)
 
+# %% ../nbs/support/problems.ipynb #51a70027
 def recipe_of(
     e:Experiment
 )->TrainingRecipe: # ValueError for a training without steps

@@ -26,7 +26,7 @@ def _require_untold(o, method):
         require(value == f.default, f.name, value, 'left out unless the method is simulated',
                 f'`method` {method} needs nothing of the training')
 
-# %% ../nbs/support/recipes.ipynb #51a70105b
+# %% ../nbs/support/recipes.ipynb #51a70120
 def _check_told(o):
     "ValueError for what no training has"
     for name, unit in (('training_lr', 'the learning rate of the training'),
@@ -128,7 +128,6 @@ def _simulation_note(o, e, objective, start, recipe):
                                         '`simulated_steps`')
     return f'training: {steps} simulated steps stand for {recipe.steps}{early}'
 
-# %% ../nbs/support/recipes.ipynb #51a70118b
 def begun(
     o, # options, see `ReconstructOptions`
     e:Experiment,

@@ -143,11 +143,12 @@ def _judged(problem, name, k, steps, found, seen, facts=None):
     return Run(name, k, steps, found, seen.seen(), {name: s for name, (s, _) in final.items()},
                next(iter(final.values()))[1], unseen, seen.nearest, facts or {})
 
-# %% ../nbs/support/runs.ipynb #5a9e0048
+# %% ../nbs/support/runs.ipynb #51a70032
 def _as_images(objective, found):
     "The same `Reconstruction`, of images"
     return replace(found, x=images_in(objective, found.x))
 
+# %% ../nbs/support/runs.ipynb #5a9e0048
 def _searched(problem, watch, k, descent, splitting=None):
     "The `Run` of one call of `reconstruct`, from the experiment's start"
     objective = problem.objective(k)

@@ -26,12 +26,12 @@ from .tangents import ModuleTangent
 class SoftCurvatureReLU:
     "ReLU with its own slope; from the second derivative on it has those of softplus"
     # in 1 / units of the pre-activation; a scalar tensor is not checked
-    sharpness:float|Tensor # b of softplus(b z)/b; ValueError unless positive and finite
+    sharpness:float|Tensor # b of softplus(b z)/b, a number or a scalar; ValueError unless > 0
     def __post_init__(self):
         if not torch.is_tensor(self.sharpness): require_number(
             'sharpness', self.sharpness, 'positive and finite', 'use 10 to 100')
     def __call__(self, z:Tensor)->Tensor: # same shape as z
-        "relu(z)"
+        "relu(z) itself, elementwise"
         soft = F.softplus(self.sharpness*z, threshold=40)/self.sharpness
         wrong = ((z > 0).to(z.dtype) - torch.sigmoid(self.sharpness*z)).detach()
         return torch.relu(z).detach() + (soft - soft.detach()) + (z - z.detach())*wrong
@@ -120,13 +120,17 @@ class WeightedLoss(_Weighted):
         value = (w*self.loss.value(self.outputs(theta, x), y)).sum()
         return list(torch.autograd.grad(value, theta, create_graph=True,
                                         materialize_grads=True))
-    def plain(self, theta:list, x:Tensor, y:Tensor, w:Tensor)->list: # as `graph`
-        "The gradient alone"
+    def plain(self, theta:list, # like the parameters
+              x:Tensor, y:Tensor, w:Tensor # (k, d), (k,) and (k,)
+    )->list: # like theta
+        "The gradient alone, without a graph"
         with torch.enable_grad():
             leaves = _leaves(theta)
             value = (w*self.loss.value(self.outputs(leaves, x), y)).sum()
             return list(torch.autograd.grad(value, leaves, materialize_grads=True))
-    def gradient(self, theta:list, x:Tensor, y:Tensor, w:Tensor)->list: # as `graph`
+    def gradient(self, theta:list, # like the parameters
+                 x:Tensor, y:Tensor, w:Tensor # (k, d), (k,) and (k,)
+    )->list: # like theta
         "The gradient alone, `chunk_size` samples at a time"
         total:Any = None
         for part in self.chunks(x, y, w):

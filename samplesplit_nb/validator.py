@@ -31,7 +31,6 @@ RULES = {
     'derivatives': 'differentiable twice, as the attack needs it',
     'constant': 'such that the output depends on the input and on the trained weights'}
 
-# %% ../nbs/support/validator.ipynb #7a110007b
 @dataclass(frozen=True)
 class ModuleFinding:
     "What was found in a module; its text is one line"

@@ -46,7 +46,6 @@ def _words(module):
             f'rename the file or the function, for example so that `module` {plain} names it')
     return name, factory
 
-# %% ../nbs/support/weights.ipynb #bf5321b4b
 def _imported(name, factory):
     "The function of that name in a module, installed or else in the working folder"
     # behind what is installed: a file json.py there must not stand in for Python's own

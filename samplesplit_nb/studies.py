@@ -40,6 +40,7 @@ MINUTES = {
     'peeling': {'small': 39, 'medium': 71}, 'published-kkt': {'small': 12},
     'published-splits': {'small': 25}, 'published': {'small': 25},
     'published-rule': {'small': 10}, 'sensitivity': {'small': 4}, 'settings': {'small': 69},
+    'trained': {'small': 40},
     'unknown-n': {'small': 10}}
 
 # %% ../nbs/support/studies.ipynb #57d1e5b0
@@ -452,6 +453,32 @@ def _inversion(scale):
     cases = base | {f'{name}-descent': replace(e, **trained) for name, e in base.items()}
     runs = ('invert',) if scale == 'medium' else ('plain', 'invert')
     return Study('inversion', scale, cases, _THREE[scale], runs, draw=True)
+
+# %% ../nbs/support/studies.ipynb #51d00001
+# deviations of the weights before training; seeds that chose no setting
+_STARTS, _FRESH = (.03, .01, .003, .001), (10, 11, 12, 13, 14)
+
+def _really_trained(start, width, **changes):
+    "20 digits, logistic loss, gradient descent from small weights, candidates in the span"
+    return Experiment(**OURS['simulated'] | dict(
+        data='mnist', n=20, k=20, width=width, start_layers=(start,)*3, bias='first',
+        training_loss='logistic', training_steps=8000 if start > .002 else 20_000,
+        evaluations=20) | changes)
+
+# %% ../nbs/support/studies.ipynb #51d00002
+@register('trained', SCALES[:2])
+def _trained(scale):
+    "networks trained from small weights: simulated training beside the tangent attack"
+    small = scale == 'smoke'
+    size = dict(data='faces', n=4, k=4, training_steps=50, steps=20) if small else {}
+    tangent = dict(method='ntk', tangent='final', optimizer='adam', sharpness=(10., 200.),
+                   sharpened=1., lam_min=None)
+    nets = [(start, 40 if small else 200, {}) for start in _STARTS]
+    if not small: nets.append((_STARTS[0], 1000, dict(steps=300)))
+    cases = {f'{name}-{start}-{width}': _really_trained(start, width, **more | size | other)
+             for start, width, other in nets
+             for name, more in (('simulated', {}), ('tangent', tangent))}
+    return Study('trained', scale, cases, (0,) if small else _FRESH, ('plain',), draw=True)
 
 # %% ../nbs/support/studies.ipynb #0b4e7757
 # random searches of the settings: name -> (method, images, whose settings to search around)

@@ -473,7 +473,7 @@ def _trained(scale):
     size = dict(data='faces', n=4, k=4, training_steps=50, steps=20) if small else {}
     tangent = dict(method='ntk', tangent='final', optimizer='adam', sharpness=(10., 200.),
                    sharpened=1., lam_min=None)
-    nets = [(start, 40 if small else 200, {}) for start in _STARTS]
+    nets:list = [(start, 40 if small else 200, {}) for start in _STARTS]
     if not small: nets.append((_STARTS[0], 1000, dict(steps=300)))
     cases = {f'{name}-{start}-{width}': _really_trained(start, width, **more | size | other)
              for start, width, other in nets

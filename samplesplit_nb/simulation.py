@@ -426,8 +426,10 @@ class _BackThroughUpdates(_Back):
     def update(self, step, number, after:Updated)->Updated: # derivatives after and before
         "Past update `number` (from 0), by autograd through its arithmetic"
         theta, n = step.places[0], len(step.places[0])
+        # the derivative of SGD's arithmetic is the same at every gradient
+        adam = self.simulator.recipe.optimizer == 'adam'
         w = self.w if step.share is None else self.w*step.share
-        g = self.simulator.loss.gradient(theta, *self.sample, w)
+        g = self.simulator.loss.gradient(theta, *self.sample, w) if adam else theta
         with torch.enable_grad():
             parts = _leaves([*theta, *g, *step.memory])
             end = update(self.simulator.recipe, parts[:n], parts[n:2*n], parts[2*n:],

@@ -40,7 +40,6 @@ MINUTES = {
     'peeling': {'small': 39, 'medium': 71}, 'published-kkt': {'small': 12},
     'published-splits': {'small': 25}, 'published': {'small': 25},
     'published-rule': {'small': 10}, 'sensitivity': {'small': 4}, 'settings': {'small': 69},
-    'trained': {'small': 40},
     'unknown-n': {'small': 10}}
 
 # %% ../nbs/support/studies.ipynb #57d1e5b0

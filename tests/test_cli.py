@@ -627,7 +627,7 @@ def test_what_does_not_go_together(trained, tmp_path, cli):
         ([*own, '--method', 'ntk'], '--init FILE'),
         ([*own, '--method', 'ntk', '--init', tmp_path / 'other.safetensors'], 'of the same shapes'),
         ([*own, '--method', 'ntk', '--init', 'nowhere.pt'], 'nowhere.pt not found'),
-        ([*own, '--method', 'kkt', '--init', trained / 'init.safetensors'], 'use --method ntk'),
+        ([*own, '--method', 'kkt', '--init', trained / 'init.safetensors'], 'use one of these'),
         ([*own, '--method', 'multiclass'], 'use --method kkt'),
         (['--weights', tmp_path / 'ten.safetensors', '--method', 'kkt'], 'use --method multiclass'),
         (

@@ -283,7 +283,10 @@ def _foreign(filename)->bool:
     "Is a file part of Python, of what is installed, or of this package?"
     kinds = 'stdlib', 'platstdlib', 'purelib', 'platlib'
     own = os.path.dirname(str(sys.modules['samplesplit_nb'].__file__))
-    places = {sysconfig.get_path(kind) for kind in kinds} | {own}
+    # the requirements may lie where PYTHONPATH says
+    loaded = [sys.modules[name].__file__ for name in ('torch', 'numpy') if name in sys.modules]
+    beside = {os.path.dirname(os.path.dirname(str(file))) for file in loaded}
+    places = {sysconfig.get_path(kind) for kind in kinds} | {own} | beside
     return any(os.path.abspath(filename).startswith(os.path.join(p, '')) for p in places)
 
 # %% ../nbs/support/cli.ipynb #f1800001b

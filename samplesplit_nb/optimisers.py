@@ -41,6 +41,11 @@ def _lazy_update(p, state, group):
     p.sub_(torch.where(seen, group['lr']*m/_remembered(b1, count)/root, 0))
 
 # %% ../nbs/support/optimisers.ipynb #87b23df6
+def _evaluated(closure):
+    "What the closure returns, gradients being recorded; None without one"
+    if closure is None: return None
+    with torch.enable_grad(): return closure()
+
 class LazyAdam(torch.optim.Optimizer):
     """Adam (Kingma and Ba 2015) that waits for gradients, as in Loo et al. 2024
 
@@ -63,9 +68,7 @@ class LazyAdam(torch.optim.Optimizer):
         closure:Callable|None=None # evaluates the loss and its gradients anew
     )->float|None: # what the closure returns
         "Move every parameter against its gradient, once"
-        value = None
-        if closure is not None:
-            with torch.enable_grad(): value = closure()
+        value = _evaluated(closure)
         for group in self.param_groups:
             for p in group['params']:
                 if p.grad is not None: _lazy_update(p, self.state[p], group)
@@ -100,9 +103,7 @@ class UnitAdam(torch.optim.Adam):
         closure:Callable|None=None # evaluates the loss and its gradients anew
     )->float|None: # what the closure returns
         "Move every parameter against its gradient, once"
-        value = None
-        if closure is not None:
-            with torch.enable_grad(): value = closure()
+        value = _evaluated(closure)
         given = [(p, p.grad) for group in self.param_groups for p in group['params']]
         for group in self.param_groups: _to_unit(group['params'])
         super().step()

@@ -116,16 +116,19 @@ class _Simulated(_WeightedSample):
 # %% ../nbs/beyond/simulated.ipynb #51b00027
 class _Simulating(_Simulated):
     "And the simulation"
+    def __init__(self, *what, **bounds): # see `_Simulated`
+        super().__init__(*what, **bounds)
+        # once: it goes through all weights
+        self.scale = _square(s.double() for s in self._step(self.target)).sqrt().item()
+        require(self.scale > 0, 'model', '<theta = theta_0>',
+                'a network that training has moved', 'check that init and model are two files')
     def _step(self, theta):
         return [t - w.detach() for t, w in zip(theta, self.tangent.weights)]
-    def simulator(self)->DifferentiableSimulator: # ValueError where nothing was trained
+    def simulator(self)->DifferentiableSimulator: # ValueError: more steps than are allowed
         "The training, simulated"
-        scale = _square(s.double() for s in self._step(self.target)).sqrt().item()
-        require(scale > 0, 'model', '<theta = theta_0>', 'a network that training has moved',
-                'check that init and model are two files')
         loss = weighted_loss(self.tangent, self.recipe.loss, self.chunk_size)
-        return DifferentiableSimulator(loss, [w.detach() for w in self.tangent.weights], scale,
-                                       self.recipe, self.fineness)
+        return DifferentiableSimulator(loss, [w.detach() for w in self.tangent.weights],
+                                       self.scale, self.recipe, self.fineness)
 
 # %% ../nbs/beyond/simulated.ipynb #51b00024
 class _Ends(_Simulating):

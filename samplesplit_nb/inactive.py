@@ -22,13 +22,16 @@ class _Rows:
     "The step of the first layer in the n directions that the images span"
     def __init__(self, before, after, n): # (m, d+1) weights with the bias as last column
         step = after - before
-        self.moved = (step != 0).any(1)
-        values, V = torch.linalg.svd(step[self.moved], full_matrices=False)[1:]
+        values, V = torch.linalg.svd(step, full_matrices=False)[1:]
         self.n, self.values, self.V = n, values[:n], V[:n]
-        inside = step[self.moved] @ self.V.T
-        outside = (step[self.moved] - inside @ self.V).norm(dim=1)
-        self.whitened = inside/self.values
-        length = self.whitened.norm(dim=1)
+        inside = step @ self.V.T
+        outside = (step - inside @ self.V).norm(dim=1)
+        # rows of neurons that never saw any image are zero, or rounding after weight decay
+        self.moved = inside.norm(dim=1) > torch.maximum(1e-9*values[0], 20*outside)
+        require(int(self.moved.sum()) > n, 'samples', n, f'less than {int(self.moved.sum())}, '
+                'the neurons that moved in the span of so many', 'check `init`, or give fewer')
+        self.whitened = inside[self.moved]/self.values
+        length, outside = self.whitened.norm(dim=1), outside[self.moved]
         self.rows = self.whitened/length[:, None]
         freedom = max(step.shape[1] - n, 1)**.5
         self.noise = (outside/freedom).clamp_min(1e-13*values[0])/length
@@ -256,11 +259,10 @@ def invert_training(
         require_count(name, v, 1, 'give 1 or more', optional=name == 'samples')
     require(is_relu(_first_activation(after)), 'after', f'<{_first_activation(after)}>',
             'ReLU after the first layer', 'a smooth activation is never inactive')
-    both = _pair(before, after)
-    n = _counted(*both, samples)
-    p = _Step(*both, n)
+    first, last = _pair(before, after)
+    p = _Step(first, last, _counted(first, last, samples))
     found = _search(p, starts, rounds, seed)
-    return _answer(p, found, _images(found), both[1] - both[0])
+    return _answer(p, found, _images(found), last - first)
 
 # %% ../nbs/beyond/inactive.ipynb #1ac70028
 def _first_activation(network):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from .checks import require
 from .fit import EVEN, evenness
+from .inactive import invert_training
 from .inversion import Inversion, _end, invert_gradient
 from .networks import MLP
 from .perceptrons import LIKELY, activation_named
@@ -145,6 +146,16 @@ def _require_same(before, after):
     require(shapes[0] == shapes[1], 'before', shapes[0],
             f'of the shapes after it, {shapes[1]}', 'give the same network before training')
 
+# %% ../nbs/beyond/steps.ipynb #57000033
+def _or_training(found, before, after, factors, samples, rounds, seed):
+    "What `invert_training` finds, if that is more than one gradient gives"
+    if found.complete: return found
+    start = copy.deepcopy(before)
+    for c, p in zip(factors, start.layers[0].parameters()): p.data = p.data.double()*c
+    try: other = invert_training(start, after, samples=samples, rounds=rounds, seed=seed)
+    except ValueError: return found # no ReLU, no bias: it has nothing to add
+    return other if other.complete or len(other.X) > len(found.X) else found
+
 # %% ../nbs/beyond/steps.ipynb #57000023
 def invert_step(
     before:MLP, # the network before training
@@ -170,6 +181,7 @@ def invert_step(
             'be followed by gradient descent to `weights`; `samples` would not help'
         raise ValueError(f'{what}; likely cause: {cause}; check that `init` is this network '
                          'before training') from e
+    found = _or_training(found, before, after, factors, samples, rounds, seed)
     return StepInversion(found, factors, tuple(_note_of_decay(factors) + _why_nothing(
         before, after, step, found, others, seed)))
 

@@ -21,10 +21,10 @@ from .checks import (
 from .data import class_numbers
 from .descent import Reconstruction, ReconstructionError, Running
 from .figures import candidates_figure, matches_figure
-from samplesplit_nb.given import (
+from .given import (
     Known, about_images, candidate_scores, images_given, in_pixels, known_images, order_note,
     outputs_of, plain_images, preprocessing_told, say_images, task_for, to_pictures,
-    told_option)
+    told_option, units_off)
 from .inversion import Inversion
 from .metrics import score_text
 from .networks import MLP, Polynomial, is_relu
@@ -139,7 +139,10 @@ def _check_attack(o, method, outputs):
 def _before(o, model):
     "The network before training; ValueError unless its shapes are those of the model"
     param = next(model.parameters())
-    init = load_network(o.init, o.module, device=param.device)
+    try: init = load_network(o.init, o.module, device=param.device)
+    except ValueError as e: # it speaks of the weights, which may be fine
+        said = re.sub('^weights=(.*?): weights must', r'init=\1: init must', str(e))
+        raise type(e)(said) from None
     init, _ = _validated(o, init, step=True)
     require([p.shape for p in init.parameters()] == [p.shape for p in model.parameters()],
             'init', o.init, 'of the same shapes as the weights after it',
@@ -230,9 +233,10 @@ def _kept(o, takes, known, about):
 def _scores(o, known, x):
     "Scores of candidates (k, d), as the network takes them, on images that it fits"
     if known is None or not len(x) or not known.fit.good: return {}
-    rows = to_pictures(x, known.takes.shape, known.order).rows
-    return dict(scores=candidate_scores(o, known.plain, {'reconstruction': rows},
-                                        known.data.preprocessing))
+    rows, way = to_pictures(x, known.takes.shape, known.order).rows, known.data.preprocessing
+    off = units_off(rows, known.plain.to_pixels(known.plain.X), way)
+    return dict(units=off) if off else dict(
+        scores=candidate_scores(o, known.plain, {'reconstruction': rows}, way))
 
 
 # %% ../nbs/support/attacks.ipynb #attacks-save-found
@@ -252,6 +256,7 @@ def _save_found(o, out, takes, known, arrays, record, say):
     for name in ('reconstruction.npz', 'reconstruction.json', *drawn): say.wrote(out/name)
     if known is not None and not known.fit.good: say(
         'no scores: they would say nothing of the attack, see above')
+    if 'units' in record: say(f"no scores: {record['units']}")
     return record
 
 # %% ../nbs/support/attacks.ipynb #c033002d
@@ -575,6 +580,11 @@ def evaluate(
     if fit.get('verdict') in ('other', 'order', 'none'):
         say(f"fit: {fit['sentence']}\nno scores: they would say nothing of the attack")
         return say.answer([], record | dict(fit=fit))
-    rows = candidate_scores(o, plain_images(o, task), named, way)
+    plain = plain_images(o, task)
+    off = units_off(named['reconstruction'], plain.to_pixels(plain.X), way)
+    if off:
+        say(f'no scores: {off}')
+        return say.answer([], record | dict(units=off))
+    rows = candidate_scores(o, plain, named, way)
     say.exactly(score_text(rows))
     return say.answer(rows, record | dict(scores=rows))

@@ -23,6 +23,7 @@ class Evidence:
     n:int=0 # how many images
     spread:float|None=None # of the margins; None also where their mean is not positive
     unexplained:float|None=None # share of the first layer's step, from 0 to 1
+    bias:float|None=None # share of its bias's step that is at odds with its matrix's
     cosine:float|None=None # with one step of gradient descent, -1 to 1
     carried:int|None=None # images that carry a part of the first layer's step
     evenness:float|None=None # of that step's entries; those of Adam are nearly all as large
@@ -108,8 +109,9 @@ class _FirstStep:
         if layer is None: raise ValueError('a convolution')
         change, rows = _change(before, after, layer), inputs.double()
         start = [p.double() for p in layer.parameters()]
+        self.biased = len(change) > 1
         self.images, self.rows = len(X), rows.reshape(-1, inputs.shape[-1])
-        if len(change) > 1: # the bias: an input that is always 1
+        if self.biased: # the bias: an input that is always 1
             self.rows = torch.cat([self.rows, self.rows.new_ones(len(self.rows), 1)], 1)
             change, start = ([torch.cat([w, b[:, None]], 1)] for w, b in (change, start))
         if not change[0].any() or len(self.rows) > min(.9*self.rows.shape[1], 1000):
@@ -153,6 +155,19 @@ def unexplained(
     "The share of the first layer's step that no sum of images explains, by squares"
     try: return _FirstStep(before, after, X).unexplained()
     except ValueError: return None
+
+# %% ../nbs/support/fit.ipynb #f23b0002
+def _at_odds(step):
+    "Share of the bias's step that the matrix's step contradicts; None: it cannot be told"
+    X, W, b = step.rows[:, :-1], step.change[:, :-1], step.change[:, -1]
+    if not step.biased or not b.any(): return None
+    u, s, v = torch.linalg.svd(X, full_matrices=False)
+    u, s, v = (part[..., s > 1e-10*s[0]] for part in (u, s, v.T))
+    once = torch.ones(len(X)).to(u) @ u # u^T 1: what of the sum the matrix can tell
+    if once.square().sum() < .999*len(X) and len(s) < len(X): return None
+    off = (b - W @ v @ (once/s)).square().sum()/b.square().sum()
+    noise = (W - W @ v @ v.T).square().mean()*len(b)*(once/s).square().sum()/b.square().sum()
+    return None if noise > .03 else off.item()
 
 # %% ../nbs/support/fit.ipynb #fit-estimate
 @torch.no_grad()
@@ -240,7 +255,7 @@ def look(
     except ValueError: return replace(seen, cosine=along)
     with torch.no_grad(): left = step.unexplained()
     return replace(seen, cosine=along, unexplained=left, evenness=evenness(step.change),
-                   carried=_carried(step, left))
+                   carried=_carried(step, left), bias=_at_odds(step))
 
 # %% ../nbs/support/fit.ipynb #f17a0011
 def _assigned(out, y):
@@ -304,26 +319,37 @@ def _ratio(a, b): # how many times smaller a is than b; 1: not known
     return max(b, _FLOOR)/max(a, _FLOOR)
 
 # %% ../nbs/support/fit.ipynb #fit-betterb
+def _closer(a, b):
+    "Does the step say that `a` is clearly nearer (True) or further (False)? None: neither"
+    gap = lambda e: None if e.cosine is None or e.cosine < .9 else 1 - e.cosine
+    for ratio in (_ratio(a.unexplained, b.unexplained), _ratio(a.bias, b.bias),
+                  _ratio(gap(a), 1 - b.cosine if b.cosine is not None else None)):
+        if ratio >= 3: return True
+        if ratio <= 1/3: return False
+    return None
+
 def better(
     a:Evidence, b:Evidence # of the same network and images, given in two ways
 )->bool:
     "Does the network fit the first clearly better?"
-    gap = lambda e: None if e.cosine is None or e.cosine < .9 else 1 - e.cosine
-    for ratio in (_ratio(a.unexplained, b.unexplained),
-                  _ratio(gap(a), 1 - b.cosine if b.cosine is not None else None)):
-        if ratio >= 3: return True
-        if ratio <= 1/3: return False
+    closer = _closer(a, b)
+    if closer is not None: return closer
     if not a.certain: return False
     if not b.certain: return True
     return a.spread is not None and (b.spread is None or b.spread > 1.5*a.spread)
 
 # %% ../nbs/support/fit.ipynb #fit-supports
+def _contradicted(e):
+    "Is the step of the bias not that of these images, in this scale?"
+    return e.bias is not None and e.bias > .25
+
 def supported(
     seen:Evidence, # of the images that are said to be the training data
     other:Evidence|None # of as many others, given in the same way; None: there are none
 )->bool|None: # None: nothing is known
     "Does the network tell them from images that it was not trained on?"
     if seen.cosine is not None and seen.cosine > .99: return True
+    if _contradicted(seen): return False
     if seen.unexplained is not None:
         if other is not None and other.unexplained is not None:
             if _ratio(seen.unexplained, other.unexplained) >= 3: return True
@@ -369,6 +395,7 @@ def _words(e:Evidence):
     if e.spread is not None and e.certain: said.append(f'spread of margins {e.spread:.2g}')
     if e.unexplained is not None:
         said.append(f"{e.unexplained:.1g} of the first layer's step unexplained")
+    if _contradicted(e): said.append(f'{e.bias:.0%} of the step of its bias contradicts it')
     return '; '.join(said) or 'nothing to compare'
 
 _NOT = 'these images do not look like the training data as given'
@@ -412,8 +439,9 @@ def _alike(given, others):
 # %% ../nbs/support/fit.ipynb #fit-judge3
 def _fitting(given, others):
     "The ways that clearly fit where the given one clearly does not; {} where none is sure"
-    if given.unexplained is not None:
-        good = lambda e: e.unexplained is not None and e.unexplained < .05
+    if given.unexplained is not None: # what the labels say decides nothing here
+        good = lambda e: (e.unexplained is not None and e.unexplained < .05
+                          and not _contradicted(e) and _closer(e, given))
     elif given.cosine is not None: good = lambda e: (e.cosine or 0.) > .9
     elif given.certain: return {}
     else: good = lambda e: e.certain and e.accuracy >= .95

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['USUAL', 'stated_options', 'preprocessed', 'plain_images', 'images_given', 'images_mark', 'images_marks',
            'about_images', 'order_note', 'say_images', 'task_of', 'task_for', 'to_inputs', 'to_pictures', 'told_option',
-           'preprocessing_told', 'usual_ways', 'Known', 'outputs_of', 'known_images', 'in_pixels', 'candidate_scores']
+           'preprocessing_told', 'usual_ways', 'Known', 'outputs_of', 'known_images', 'in_pixels', 'candidate_scores',
+           'units_off']
 
 # %% ../nbs/support/given.ipynb #given-imports
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from .checks import printable, require, some
-from .data import ImageData, class_numbers, record_of, summary
+from .data import NO_MEAN, ImageData, class_numbers, record_of, summary
 from .fit import (
     Evidence, Fit, better, estimated, judge, look, renamed, reordered)
 from .metrics import score_candidates
@@ -76,8 +77,10 @@ def plain_images(
 )->ImageData: # ValueError or FileNotFoundError, see `load_collection`
     "The images that the options name, less the mean that is stated as a word, else their own"
     mean = stated_options(o)[0]
-    return load_collection(o.data, o.n, o.data_seed, task,
+    word = isinstance(mean, str) and not getattr(o, 'preprocess', None)
+    data = load_collection(o.data, o.n, o.data_seed, task,
                            mean if isinstance(mean, str) else 'training', o.size, o.gray)
+    return data if word else replace(data, notes=tuple(n for n in data.notes if n != NO_MEAN))
 
 # %% ../nbs/support/given.ipynb #given-imagesb
 def images_given(
@@ -333,9 +336,11 @@ def _verdict(o, eyes, data, plain, layouts, chosen, given):
         data.preprocessing(more.to_pixels(more.X)), takes.shape, order,
         class_numbers(more, outputs_of(eyes.model, eyes.takes)), cosine=False)
     fit = judge(given, others, unseen)
-    if fit.verdict == 'fits' and (given.unexplained or 0) < 1e-6: return fit
+    if fit.verdict == 'fits' and (given.unexplained or 0) < 1e-6 and (
+            (given.bias or 0) < 1e-6): return fit
     for place, order in layouts if data.preprocessing.invertible else []:
-        others |= ask(_read_off(eyes, data, pixels, place.shape, order))
+        read = ask(_read_off(eyes, data, pixels, place.shape, order))
+        others |= {k: e for k, e in read.items() if (e.unexplained or 0) < 1e-6} # exactly
     mean = _collection_mean(o, plain)
     if mean is not None: others |= ask(usual_ways(pixels, data.shape, mean))
     return judge(given, others, unseen)
@@ -444,3 +449,47 @@ def candidate_scores(
     more = None if unseen is None else way(unseen.to_pixels(unseen.X))
     return score_candidates(named, X, 0*X[0], (1, X.shape[1]), more, data.files) # no SSIM
 
+
+# %% ../nbs/support/given.ipynb #f23b0012
+def _line_to(x, X):
+    "(correlation, factor, offset) of the x (k, d) most like each X (n, d); None: too few are"
+    P, Q = (rows - rows.mean(1, keepdim=True) for rows in (X, x))
+    C = (P @ Q.T)/P.norm(dim=1).clamp_min(1e-300)[:, None]/Q.norm(dim=1).clamp_min(1e-300)
+    corr, which = C.abs().max(1)
+    like = corr > .98
+    if 2*like.sum() < len(X) or 2*len(which[like].unique()) < like.sum(): return None
+    X, P, which = X[like], P[like], which[like]
+    slope = (P*Q[which]).sum(1)/P.square().sum(1)
+    return corr[like], slope, x[which].mean(1) - slope*X.mean(1)
+
+def _line(x, X):
+    "(correlation, factor, offset over the size of X) that most share; None: there is none"
+    found, size = _line_to(x, X), X.std().item()
+    if found is None or size == 0: return None
+    corr, a, b = (v.median().item() for v in found)
+    apart = [(v - m).abs().median().item() for v, m in zip(found[1:], (a, b))]
+    spread, loose = max(apart[0], apart[1]/size), .02 + 3*max(1 - corr**2, 0)**.5
+    off = max(abs(a - 1), abs(b)/size) > loose
+    return corr, a, b, off, spread <= .1*max(abs(a), abs(b)/size)
+
+# %% ../nbs/support/given.ipynb #f23b0013
+def units_off(
+    x:Tensor, # (k, d) candidates pixel by pixel, in the values that the network takes
+    pixels:Tensor, # (n, d) of the images
+    way:Preprocessing # which is stated
+)->str: # '' where they are not, or where nothing tells
+    "How candidates differ from the images that they are, if it is by units alone"
+    x = x.detach().to(pixels)
+    stated = _line(x, way(pixels))
+    if stated is not None and not stated[3]: return ''
+    kinds = {'': pixels, 'training': pixels - pixels.mean(0)}
+    lines = {name: _line(x, X) for name, X in kinds.items() if way.invertible}
+    sure = {name: line for name, line in lines.items() if line and line[4]}
+    miss = 1 - max((line[0] for line in (stated,) if line), default=0.)
+    sure = {name: v for name, v in sure.items() if stated or 1 - v[0] < .25*miss}
+    if not sure: return (f'the images come back {stated[1]:.3g} times as large: the '
+                         'preprocessing is not as stated' if stated and stated[4] else '')
+    name, (_, a, b, _, _) = max(sure.items(), key=lambda item: item[1][0])
+    said = 'the images come back, but in other units: the preprocessing is not as stated; '
+    return said + ('light and dark are exchanged' if a < 0 else
+                   f'try --mean {name or round(-b/a, 3) + 0.} --std {1/a:.3g}')

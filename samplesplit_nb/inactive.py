@@ -28,8 +28,10 @@ class _Rows:
         outside = (step - inside @ self.V).norm(dim=1)
         # rows of neurons that never saw any image are zero, or rounding after weight decay
         self.moved = inside.norm(dim=1) > torch.maximum(1e-9*values[0], 20*outside)
-        require(int(self.moved.sum()) > n, 'samples', n, f'less than {int(self.moved.sum())}, '
-                'the neurons that moved in the span of so many', 'check `init`, or give fewer')
+        count = int(self.moved.sum())
+        require(count > n, 'after', f'<{count} neurons that moved in the span of {n} images>',
+                f'gradient descent from before, with more than samples={n} of them',
+                'check that it is the same network, and that it was not trained by Adam')
         self.whitened = inside[self.moved]/self.values
         length, outside = self.whitened.norm(dim=1), outside[self.moved]
         self.rows = self.whitened/length[:, None]
@@ -146,16 +148,26 @@ class _Search(_Normals):
         return True
 
 # %% ../nbs/beyond/inactive.ipynb #1ac7001d
-def _look(found, starts, width, limit, generator): # how many are new
+def _look(found, starts, width, blur, limit, generator): # how many are new
     "Trial images at random, each trimmed to a normal"
     p, B = found.p, found.missing()
-    c = torch.randn(starts, p.n, generator=generator, dtype=p.rows.dtype)*p.values**width
-    keep = p.inactive(p.upright(c @ B.T @ B))
+    draw = lambda: torch.randn(starts, p.n, generator=generator, dtype=B.dtype)*p.values**width
+    keep = p.inactive(p.upright(draw() @ B.T @ B + blur*draw()))
     keep = keep[keep.sum(1) > p.n]
     if not len(keep): return 0
     h, zero = _polish(p, _trim(p, keep), keep)
     return sum(found.offer(h[i], zero[i], limit)
                for i in zero.sum(1).argsort(descending=True).tolist())
+
+# %% ../nbs/beyond/inactive.ipynb #1ac70036
+def _again(found):
+    "With all normals known, the images themselves are the trials: more zeros, less rounding"
+    p = found.p
+    c = p.upright(torch.linalg.inv(found.h).T)
+    keep = p.inactive(c/c.norm(dim=1, keepdim=True))
+    keep = keep | found.zero
+    h, zero = _polish(p, _trim(p, keep), keep)
+    for i in range(p.n): found.offer(h[i], zero[i], 0.)
 
 # %% ../nbs/beyond/inactive.ipynb #1ac7001e
 _CONTRADICTED = .05 # share of half-spaces: neurons that saw an image for a moment weigh little
@@ -167,11 +179,12 @@ def _search(p, starts, rounds, seed):
     level = idle = 0
     for r in range(rounds):
         if len(found.h) == p.n: break
-        new = _look(found, starts, (r % 3)/2, _LIMITS[level], generator)
+        new = _look(found, starts, (r % 3)/2, .3*(r//3 % 2), _LIMITS[level], generator)
         idle = 0 if new else idle + 1
         if idle < (3 if level < 2 else 6): continue
         if level == 2: break
         level, idle = level + 1, 0
+    if len(found.h) == p.n: _again(found)
     return found
 
 # %% ../nbs/beyond/inactive.ipynb #1ac70021

@@ -28,7 +28,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = tuple(
     '''
-    identifiability objectives splitting convergence experiments inversion shallow steps peeling
+    identifiability objectives splitting convergence experiments inversion shallow inactive steps peeling
     layers spans simulation simulated
     checks tables networks perceptrons decomposition eigenvectors tangents plain validator penalties presets
     optimisers descent lanczos tidy rules storage checkpoints weights stationarity certificates training

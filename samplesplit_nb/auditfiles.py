@@ -6,7 +6,7 @@
 __all__ = ['audit_files']
 
 # %% ../nbs/support/auditfiles.ipynb #af110003
-import shlex
+import os, shlex
 from collections.abc import Callable
 from dataclasses import MISSING, fields, replace
 from typing import Any
@@ -30,6 +30,9 @@ from .weights import describe, load_network
 def _held_out(o, plain):
     "`ImageData` less the same mean, or None; ValueError for images of another size"
     if o.holdout is None: return unseen_images(o.data, plain, o.data_seed)
+    known = o.holdout in SOURCES or os.path.exists(o.holdout)
+    require(known, 'holdout', repr(o.holdout), f'one of {sorted(SOURCES)}, or a path',
+            'check the spelling')
     own:Any = {} if o.holdout in SOURCES else dict(
         size=plain.shape[:2], gray=len(plain.shape) == 2)
     task = 'binary' if plain.y.is_floating_point() else 'multiclass'

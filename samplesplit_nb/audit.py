@@ -60,6 +60,7 @@ class _Pair(NamedTuple):
     inputs:Callable # from what the first layer takes to what the network takes
     why:str=''
 
+# %% ../nbs/beyond/audit.ipynb #aad17008b
 def _pair(k):
     "The dense layers of both networks"
     if isinstance(k.model, MLP): return _Pair(k.init, k.model, lambda x: x)
@@ -115,6 +116,7 @@ class Candidates(NamedTuple):
     sentence:str # what came of it
     complete:bool=False # nothing of the weights is left to be explained
 
+# %% ../nbs/beyond/audit.ipynb #aad17015b
 @dataclass(frozen=True)
 class AuditAttack:
     "An attack that the audit can ask"
@@ -134,10 +136,17 @@ def _cannot_invert(k):
     if k.init is None: return _NO_START
     return _pair(k).why
 
+# %% ../nbs/beyond/audit.ipynb #aad17017b
+_ROUNDS = 24 # of inversion's search, at most
+
 def _invert(k, clock, path):
-    "`invert_step`, in the inputs of the network"
-    pair = _pair(k)
-    answer = invert_step(pair.before, pair.after, seed=k.seed)
+    "`invert_step`, in the inputs of the network, in as many rounds as there is time for"
+    pair, begin = _pair(k), time.monotonic()
+    answer = invert_step(pair.before, pair.after, seed=k.seed, rounds=2)
+    each = (time.monotonic() - begin)/2
+    rounds = min(_ROUNDS, int(clock.left()/clock.shares/each))
+    if not answer.found.complete and rounds > 2:
+        answer = invert_step(pair.before, pair.after, seed=k.seed, rounds=rounds)
     found = answer.found
     said = found.sentence if len(found.X) else (answer.notes or (found.sentence,))[-1]
     return Candidates(pair.inputs(found.X), -found.distance, 'distance of the activations '
@@ -168,6 +177,7 @@ def _phase(e, objective):
     descent = make_descent(e, e.k)
     return replace(descent, lr=unit_of(objective)*descent.lr)
 
+# %% ../nbs/beyond/audit.ipynb #aad17021b
 def _planned(e, objective, start, clock, path):
     "How many steps fit; NoTime where they are too few"
     plan = None if path is None else Path(path).with_suffix('.npz')
@@ -177,8 +187,9 @@ def _planned(e, objective, start, clock, path):
         begin = time.monotonic()
         reconstruct(objective, start.x, start.lam, few)
     each = (time.monotonic() - begin)/5
-    steps = min(e.steps, int(.5*clock.left()/clock.shares/each))
-    if steps < _LEAST: raise NoTime(f'{_LEAST} steps take {2*_LEAST*each/60:.1f} minutes')
+    steps = min(e.steps, int(clock.left()/clock.shares/each/1.5))
+    if steps < _LEAST: raise NoTime(
+        f'{_LEAST} steps take {1.5*_LEAST*each/60:.1f} minutes')
     if plan is not None: save_arrays(plan, steps=steps)
     return steps
 
@@ -201,6 +212,11 @@ def _descend(k, clock, path, method):
                       'weight' if is_simulated(objective) else 'contribution to the weights',
                       f'{r.result}; objective {first:.1e} -> {last:.1e}')
 
+# %% ../nbs/beyond/audit.ipynb #aad17022b
+def _margin_attack(k, clock, path):
+    "The KKT attack: for one output, or for several"
+    return _descend(k, clock, path, 'kkt' if k.outputs == 1 else 'multiclass')
+
 # %% ../nbs/beyond/audit.ipynb #aad17024
 def _cannot_simulate(k):
     "Why the training cannot be simulated"
@@ -210,10 +226,6 @@ def _cannot_simulate(k):
     if not k.recipe.smooth and k.recipe.steps > 60: return (
         'momentum, batches or Adam over more than 60 steps cannot be simulated')
     return ''
-
-def _margin(k, clock, path):
-    "The KKT attack: for one output, or for several"
-    return _descend(k, clock, path, 'kkt' if k.outputs == 1 else 'multiclass')
 
 # %% ../nbs/beyond/audit.ipynb #aad17025
 # the attacks of an audit by name, in the order of their cost; an entry of yours is asked too
@@ -228,7 +240,7 @@ AUDIT_ATTACKS:dict[str, AuditAttack] = dict(
         lambda k, clock, path: _descend(k, clock, path, 'ntk')),
     margin=AuditAttack(
         'Search for records that hold the final weights in place', 'the final weights',
-        lambda k: '', _margin),
+        lambda k: '', _margin_attack),
     simulated=AuditAttack(
         'Train again on made-up records until the weights agree',
         'the weights before training, the learning rate, the number of steps',
@@ -269,6 +281,7 @@ def _key(k, budget):
     own = [p for net in nets for p in net.parameters()] + (box or [])
     return digest([*own, torch.tensor(list(told))])[:16]
 
+# %% ../nbs/beyond/audit.ipynb #aad17031b
 _KEPT = 'outcome', 'why', 'seconds', 'complete', 'measure'
 
 def _keep(path, stage):
@@ -287,6 +300,7 @@ def _kept(path, name, title):
                for v in ('x', 'confidence'))
     return Stage(name, title, x=x, confidence=sure, **json.loads(str(arrays['about'])))
 
+# %% ../nbs/beyond/audit.ipynb #aad17032b
 def _run(name, attack, k, clock, state):
     "An attack that can be tried, as a `Stage`"
     begin, told = time.monotonic(), lambda: time.monotonic() - begin
@@ -322,6 +336,14 @@ class _Judge:
         return replace(stage, leaked=found.count, calibration=calibration(sure, true))
 
 # %% ../nbs/beyond/audit.ipynb #aad17036
+def _enough(done, judge):
+    "Why no further attack can gain anything; ''"
+    if any(s.complete for s in done): return (
+        'an attack before it left nothing of the weights unexplained')
+    if done and judge.leaks(done)[0].leaked.all(): return 'every record had leaked already'
+    return ''
+
+# %% ../nbs/beyond/audit.ipynb #aad17036b
 def _stages(k, judge, clock, state):
     "The attacks in their order, each with what became of it"
     done:list = []
@@ -344,13 +366,6 @@ def _stages(k, judge, clock, state):
             _keep(kept, stage)
         done.append(judge.judged(stage))
     return done
-
-def _enough(done, judge):
-    "Why no further attack can gain anything; ''"
-    if any(s.complete for s in done): return (
-        'an attack before it left nothing of the weights unexplained')
-    if done and judge.leaks(done)[0].leaked.all(): return 'every record had leaked already'
-    return ''
 
 # %% ../nbs/beyond/audit.ipynb #aad17038
 # what each colour means
@@ -405,6 +420,7 @@ def _number(v):
     "Four digits of it; None for what is not finite"
     return float(f'{float(v):.4g}') if np.isfinite(float(v)) else None
 
+# %% ../nbs/beyond/audit.ipynb #aad17042b
 def _rows(r):
     "A dict for each record, the nearest to its candidate first"
     L, names = r.leaks, r.names or tuple(map(str, range(len(r.leaks.leaked))))
@@ -444,6 +460,7 @@ def _assumed(k, unseen, alpha):
             'and were not trained on.',)),
         'The attacks are those of this version of the software. Better ones may come.')
 
+# %% ../nbs/beyond/audit.ipynb #aad17045b
 def _checked(X, y, holdout, budget, alpha, seed):
     "ValueError for what is no question"
     for name, t in (('X', X), ('holdout', holdout)):

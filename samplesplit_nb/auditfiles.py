@@ -74,6 +74,7 @@ def _networks(o):
     init:Any = None if o.init is None else _before(o, model).to(next(model.parameters()).dtype)
     return Prepared(model, findings), init, _takes(model, o.shape)
 
+# %% ../nbs/support/auditfiles.ipynb #af110012b
 def _recipe(o, outputs):
     "What is told of the training; None where nothing is"
     told = o.training_lr is not None or o.training_steps is not None
@@ -118,6 +119,7 @@ def _names(plain):
     return tuple(f'{plain.name} {i}' for i in (
         range(len(plain.X)) if plain.index is None else plain.index.tolist()))
 
+# %% ../nbs/support/auditfiles.ipynb #af110018b
 def _say_stages(say, report):
     "A line for each attack, and the verdict"
     for s in report.stages:

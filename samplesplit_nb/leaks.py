@@ -157,6 +157,7 @@ class Calibration(NamedTuple):
     true:int # candidates that belong to a training record
     false:int # the others
 
+# %% ../nbs/beyond/leaks.ipynb #1ea40032b
 def _area_interval(A, m, n, z=1.959964):
     "Newcombe, Statistics in Medicine 25 (2006), method 5, of m and n"
     t = torch.linspace(0, 1, 20_001, dtype=torch.float64)

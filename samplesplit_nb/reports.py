@@ -37,6 +37,7 @@ ADVICE:tuple[tuple[str, str], ...] = (
     ('Keep the weights before training to yourself.',
      'Without them the exact attacks have nothing to start from.'),)
 
+# %% ../nbs/support/reports.ipynb #4e905010b
 def versions()->dict: # name -> version
     "Of what an audit is computed with"
     found = dict(python=platform.python_version())
@@ -56,6 +57,7 @@ def _value(v):
     if v is None: return '-'
     return '0' if v < 5e-5 else f'{v:.4g}'
 
+# %% ../nbs/support/reports.ipynb #4e905013b
 def _numbers(record):
     "Rows of the engineer's table"
     s, (low, high), held = record['settings'], record['interval'], record['held_out']
@@ -84,6 +86,7 @@ def _template():
     made:Any = jinja2
     return made.Environment(autoescape=True, undefined=made.StrictUndefined).from_string(text)
 
+# %% ../nbs/support/reports.ipynb #4e905014b
 def report_html(
     record:dict, # as `audit_record` makes it, and what a command adds
     pictures:Sequence=() # of dicts (name, real, found, leaked); both images as `picture`

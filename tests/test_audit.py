@@ -181,10 +181,16 @@ def test_a_failure_of_an_attack_does_not_end_the_audit(faces, monkeypatch):
 
 @pytest.mark.parametrize(
     'change, says',
-    [(dict(X=torch.zeros(3)), 'X.shape'), (dict(holdout=torch.zeros(2, 5)), 'holdout.shape'), (dict(y=torch.ones(3)), 'y='),
-     (dict(budget=-1.0), 'budget'), (dict(alpha=0.0), 'alpha'), (dict(X=torch.full((3, 625), torch.nan)), 'X'),
-     (dict(seed=-1), 'seed')],
-)  # fmt: skip
+    [
+        (dict(X=torch.zeros(3)), 'X.shape'),
+        (dict(holdout=torch.zeros(2, 5)), 'holdout.shape'),
+        (dict(y=torch.ones(3)), 'y='),
+        (dict(budget=-1.0), 'budget'),
+        (dict(alpha=0.0), 'alpha'),
+        (dict(X=torch.full((3, 625), torch.nan)), 'X'),
+        (dict(seed=-1), 'seed'),
+    ],
+)
 def test_mistakes(faces, change, says):
     with pytest.raises(ValueError, match=says):
         audit(faces[0], **dict(X=faces[2]) | change)
@@ -243,9 +249,15 @@ def test_a_wrong_start_finds_nothing_and_another_preprocessing_is_a_mistake(file
 
 @pytest.mark.parametrize(
     'more, says',
-    [(('--holdout', 'nowhere'), '--holdout'), (('--budget', '0'), '--budget'), (('--fail-above', '-1'), '--fail-above'),
-     (('--training-lr', '0.1'), '--training-steps'), (('--alpha', '2'), '--alpha'), (('--momentum', '0.9'), '--momentum')],
-)  # fmt: skip
+    [
+        (('--holdout', 'nowhere'), '--holdout'),
+        (('--budget', '0'), '--budget'),
+        (('--fail-above', '-1'), '--fail-above'),
+        (('--training-lr', '0.1'), '--training-steps'),
+        (('--alpha', '2'), '--alpha'),
+        (('--momentum', '0.9'), '--momentum'),
+    ],
+)
 def test_mistakes_of_the_command_are_a_line(files, tmp_path, capsys, more, says):
     assert main(words(files, tmp_path, *more)) == 2
     err = capsys.readouterr().err.strip().splitlines()[-1]

@@ -149,7 +149,8 @@ def test_layers_call_downwards_only():
     below['audit'] = [*below['problems'], 'problems', 'leaks', 'perceptrons', 'steps', 'weights']
     below['reports'] = ['checks', 'storage']
     auditing = 'audit', 'attacks', 'reports'
-    below['auditfiles'] = [*floor, *auditing, 'given', 'problems', 'recipes', 'options', 'answers', *inverting, 'weights']
+    asked = 'given', 'problems', 'recipes', 'options', 'answers', 'weights'
+    below['auditfiles'] = [*floor, *auditing, *asked, *inverting]
     below['commands'] = [*below['experiments'], 'experiments', *files, 'given', 'attacks', 'auditfiles']
     below['cli'] = ['checks', 'tables', 'options', 'answers', 'commands', 'storage']
     found = set()

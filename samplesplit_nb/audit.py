@@ -88,8 +88,10 @@ class Clock:
     def left(self)->float: # seconds, 0 at least
         "Until the budget is used up"
         return max(self.budget - self.used(), 0.)
-    def tick(self, *_)->bool: # is the time up?
-        "Move the bar on; a callback of `reconstruct`"
+    def tick(self,
+        *_ # what a callback of `reconstruct` is given
+    )->bool: # is the time up?
+        "Move the bar on"
         if self.bar is not None:
             self.bar.n = min(self.used(), self.budget)
             self.bar.set_postfix_str(f'at most {self.left()/60:.1f} min left')
@@ -115,6 +117,7 @@ class Candidates(NamedTuple):
     measure:str # what that is
     sentence:str # what came of it
     complete:bool=False # nothing of the weights is left to be explained
+    cut:bool=False # the time was up before its end
 
 # %% ../nbs/beyond/audit.ipynb #aad17015b
 @dataclass(frozen=True)
@@ -208,9 +211,11 @@ def _descend(k, clock, path, method):
     own = objective.select(r.origins.to(r.x.device))
     sure = r.lam.abs() if is_simulated(objective) else own.contributions(r.x, r.lam)
     first, last = r.history.loss[0], r.history.loss[-1]
+    cut = clock.left() <= 0 and r.history.step[-1] < steps
     return Candidates(images_in(objective, r.x), sure.reshape(len(r.x), -1).norm(dim=1),
                       'weight' if is_simulated(objective) else 'contribution to the weights',
-                      f'{r.result}; objective {first:.1e} -> {last:.1e}')
+                      f'{"stopped, the time was up" if cut else r.result}; objective '
+                      f'{first:.1e} -> {last:.1e}', cut=cut)
 
 # %% ../nbs/beyond/audit.ipynb #aad17022b
 def _margin_attack(k, clock, path):
@@ -251,8 +256,9 @@ AUDIT_ATTACKS:dict[str, AuditAttack] = dict(
 class Stage:
     "An attack, and what became of it"
     name:str # a key of `AUDIT_ATTACKS`
-    title:str
-    outcome:str # 'run', 'impossible', 'failed', 'no time' or 'not needed'
+    title:str # of the attack, for people
+    outcome:str # 'run', 'cut' (short, by the budget), 'impossible', 'failed', 'no time' or
+        # 'not needed'
     why:str # a sentence
     seconds:float=0.
     complete:bool=False # it left nothing to be explained
@@ -310,8 +316,8 @@ def _run(name, attack, k, clock, state):
         x=e.last.x if e.last.x.shape[1] == k.takes.d else None, confidence=e.last.lam)
     except (ValueError, NumericalError) as e:
         return Stage(name, attack.title, 'failed', _plain(e), told())
-    return Stage(name, attack.title, 'run', found.sentence, told(), found.complete,
-                 found.x, found.confidence, found.measure)
+    return Stage(name, attack.title, 'cut' if found.cut else 'run', found.sentence, told(),
+                 found.complete, found.x, found.confidence, found.measure)
 
 # %% ../nbs/beyond/audit.ipynb #aad17035
 class _Judge:
@@ -362,7 +368,7 @@ def _stages(k, judge, clock, state):
         elif old is not None: stage, clock.spent = old, clock.spent + old.seconds
         else: stage = _run(name, attack, k, clock,
                            path and path.with_suffix('.safetensors'))
-        if kept is not None and old is None and stage.outcome in ('run', 'failed'):
+        if kept is not None and old is None and stage.outcome in ('run', 'cut', 'failed'):
             _keep(kept, stage)
         done.append(judge.judged(stage))
     return done
@@ -381,7 +387,7 @@ def _light(found, stages, doubt):
     "A key of `LIGHTS`"
     if found.copies.any() or found.interval.low > (found.alpha if found.held else 0):
         return 'red'
-    open = doubt or any(s.outcome in ('failed', 'no time') for s in stages)
+    open = doubt or any(s.outcome in ('failed', 'no time', 'cut') for s in stages)
     return 'amber' if found.count or open else 'green'
 
 def _verdict(found, doubt):
@@ -411,8 +417,8 @@ class AuditReport:
 
     def __str__(self):
         lines = [f'{self.light}: {self.verdict}']
-        lines += [f'{s.name}: {s.outcome}' + (f', {s.leaked} leaked' if s.outcome == 'run'
-                                              else f', {s.why}') for s in self.stages]
+        lines += [f'{s.name}: {s.outcome}, '
+                  + (s.why if s.x is None else f'{s.leaked} leaked') for s in self.stages]
         return '\n'.join(lines)
 
 # %% ../nbs/beyond/audit.ipynb #aad17042
@@ -441,7 +447,7 @@ def audit_record(
     return dict(
         schema=1, verdict=r.verdict, light=r.light, light_rule=LIGHTS[r.light],
         leaked=L.count, n=len(L.leaked), interval=list(map(_number, L.interval)),
-        alpha=_number(L.alpha), rule=L.rule, held_out=held, # type: ignore[attr-defined]
+        alpha=_number(L.alpha), rule=L.rule, held_out=held,
         classes=r.classes, records=_rows(r), attacks=[s.record() for s in r.stages],
         assumed=list(r.assumed), settings=r.settings)
 

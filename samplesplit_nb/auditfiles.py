@@ -123,7 +123,7 @@ def _names(plain):
 def _say_stages(say, report):
     "A line for each attack, and the verdict"
     for s in report.stages:
-        count = f'{s.leaked} leaked; ' if s.outcome == 'run' else ''
+        count = '' if s.x is None else f'{s.leaked} leaked; '
         say(f'{s.name}: {s.outcome}; {count}{s.why}')
     say(f'verdict: {report.light}. {report.verdict}')
 

@@ -54,8 +54,8 @@ def _p_values(d, held):
 
 # %% ../nbs/beyond/leaks.ipynb #1ea40017
 @dataclass(frozen=True, eq=False)
-class Leaks:
-    "Which records leaked, and by which rule"
+class _Counts:
+    "Which records leaked, and how many those are"
     distance:Tensor # (n,) to the nearest candidate; inf: there are none
     candidate:Tensor # (n,) which that is; -1: none
     other:Tensor # (n,) to the nearest other record
@@ -75,15 +75,15 @@ class Leaks:
 
 # %% ../nbs/beyond/leaks.ipynb #1ea40018
 @dataclass(frozen=True, eq=False)
-class _Said(Leaks):
-    "And the same in words"
+class Leaks(_Counts):
+    "Which records leaked, and by which rule"
     @property
     def copies(self)->Tensor: # (n,) bool
         "Leaked, and within a tenth of the way to the nearest other: a copy, to the eye"
         return self.leaked & (self.distance < .1*self.other)
     @property
-    def rule(self)->str:
-        "The rule, for people"
+    def rule(self)->str: # sentences
+        "What a record has to be for it to count, in words for people"
         half = 'a recovered image lies nearer to it than half the way to the nearest other ' \
                'training record'
         if self.held is None: return (
@@ -109,7 +109,7 @@ def leaks(
     candidates:Tensor, # (k, d) what attacks gave back, in the same units; k may be 0
     unseen:Tensor|None=None, # (m, d) held-out records; None: there are none
     alpha:float=.05 # rate of false alarms, 0 < alpha < 1
-)->_Said: # a `Leaks`; ValueError for shapes that do not fit
+)->Leaks: # ValueError for shapes that do not fit
     "Which training records are among the candidates"
     for name, t in (('X', X), ('candidates', candidates), ('unseen', unseen)):
         if t is None: continue
@@ -130,7 +130,7 @@ def leaks(
         held = _held_out(candidates, X, unseen.double(), alpha)
         p = _p_values(d, held.distance)
         leaked = leaked & (p <= alpha)
-    return _Said(d, which, other, p, leaked, alpha, held)
+    return Leaks(d, which, other, p, leaked, alpha, held)
 
 # %% ../nbs/beyond/leaks.ipynb #1ea40029
 def leaks_by_class(
@@ -152,8 +152,8 @@ def leaks_by_class(
 class Calibration(NamedTuple):
     "What an attack's own confidence is worth"
     auroc:float|None # from 0 to 1; None: all candidates are true, or none is
-    low:float|None # its 95 % interval
-    high:float|None
+    low:float|None # the lower end of its 95 % interval
+    high:float|None # its upper end
     true:int # candidates that belong to a training record
     false:int # the others
 

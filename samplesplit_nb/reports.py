@@ -48,8 +48,7 @@ def versions()->dict: # name -> version
     return found
 
 # %% ../nbs/support/reports.ipynb #4e905013
-_OUTCOMES = {'run': 'run', 'impossible': 'not possible', 'failed': 'failed',
-             'no time': 'no time', 'not needed': 'not needed'}
+_OUTCOMES = {'impossible': 'not possible', 'cut': 'cut short'} # others are words already
 _WORDS = dict(red='Red', amber='Amber', green='Green')
 
 def _value(v):
@@ -91,13 +90,14 @@ def report_html(
     record:dict, # as `audit_record` makes it, and what a command adds
     pictures:Sequence=() # of dicts (name, real, found, leaked); both images as `picture`
 )->str: # ValueError without jinja2
-    "The page"
+    "The report as one HTML page that needs no other file"
     leaked = [r for r in record['records'] if r['leaked']]
     rest = [r for r in record['records'] if not r['leaked']]
     shown = (leaked + rest)[:max(_MOST, len(leaked))]
     return _template().render(
         **dict(command='', versions=versions()) | record, pictures=pictures, shown=shown,
-        light_word=_WORDS[record['light']], outcomes=_OUTCOMES, number=_value,
+        light_word=_WORDS[record['light']], outcomes={a['outcome']: _OUTCOMES.get(a['outcome'], a['outcome'])
+                                              for a in record['attacks']}, number=_value,
         numbers=_numbers(record),
         advice=[dict(what=what, evidence=evidence) for what, evidence in ADVICE])
 

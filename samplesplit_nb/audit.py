@@ -260,7 +260,7 @@ class Stage:
     outcome:str # 'run', 'cut' (short, by the budget), 'impossible', 'failed', 'no time' or
         # 'not needed'
     why:str # a sentence
-    seconds:float=0.
+    seconds:float=0. # that it took
     complete:bool=False # it left nothing to be explained
     x:Any=None # (k, d) candidates as the network takes them; None: it was not run
     confidence:Any=None # (k,)

@@ -96,9 +96,9 @@ def report_html(
     shown = (leaked + rest)[:max(_MOST, len(leaked))]
     return _template().render(
         **dict(command='', versions=versions()) | record, pictures=pictures, shown=shown,
-        light_word=_WORDS[record['light']], outcomes={a['outcome']: _OUTCOMES.get(a['outcome'], a['outcome'])
-                                              for a in record['attacks']}, number=_value,
-        numbers=_numbers(record),
+        light_word=_WORDS[record['light']], number=_value, numbers=_numbers(record),
+        outcomes={a['outcome']: _OUTCOMES.get(a['outcome'], a['outcome'])
+                  for a in record['attacks']},
         advice=[dict(what=what, evidence=evidence) for what, evidence in ADVICE])
 
 # %% ../nbs/support/reports.ipynb #4e905018

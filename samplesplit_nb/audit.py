@@ -387,17 +387,21 @@ def _light(found, stages, doubt):
     "A key of `LIGHTS`"
     if found.copies.any() or found.interval.low > (found.alpha if found.held else 0):
         return 'red'
-    open = doubt or any(s.outcome in ('failed', 'no time', 'cut') for s in stages)
-    return 'amber' if found.count or open else 'green'
+    return 'amber' if found.count or doubt or _open(stages) else 'green'
 
-def _verdict(found, doubt):
+def _open(stages): # is there an attack that did not come to its end?
+    return any(s.outcome in ('failed', 'no time', 'cut') for s in stages)
+
+# %% ../nbs/beyond/audit.ipynb #aad17038b
+def _verdict(found, stages, doubt):
     "The sentence that matters"
     n, (low, high) = len(found.leaked), found.interval
     if not found.count: return (
         f'None of the {n} training records was found in these weights'
         + ('. But it is not certain that the network was trained on these records as given'
            if doubt else ' by the attacks that were run') + '.')
-    return (f'{found.count} of {n} training records can be read off these weights '
+    return (f'{"At least " if _open(stages) else ""}{found.count} of {n} training records can be '
+        f'read off these weights '
             f'({100*found.count/n:.0f} %; for records like these between {100*low:.0f} and '
             f'{100*high:.0f} %, at 95 % confidence).')
 
@@ -512,7 +516,7 @@ def audit(
     found, x = judge.leaks(stages)
     by_class = [] if y is None else leaks_by_class(found.leaked, y.cpu(), classes)
     return AuditReport(
-        _verdict(found, doubt), _light(found, stages, doubt), found, by_class, tuple(stages),
+        _verdict(found, stages, doubt), _light(found, stages, doubt), found, by_class, tuple(stages),
         x, _assumed(k, holdout, alpha), dict(
             budget_minutes=budget, seed=seed, seconds=round(clock.used(), 1), doubt=doubt,
             network=describe(model).record(), weights_before_training=init is not None),

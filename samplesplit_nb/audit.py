@@ -400,8 +400,8 @@ def _verdict(found, stages, doubt):
         f'None of the {n} training records was found in these weights'
         + ('. But it is not certain that the network was trained on these records as given'
            if doubt else ' by the attacks that were run') + '.')
-    return (f'{"At least " if _open(stages) else ""}{found.count} of {n} training records can be '
-        f'read off these weights '
+    least = 'At least ' if _open(stages) else ''
+    return (f'{least}{found.count} of {n} training records can be read off these weights '
             f'({100*found.count/n:.0f} %; for records like these between {100*low:.0f} and '
             f'{100*high:.0f} %, at 95 % confidence).')
 
@@ -516,8 +516,8 @@ def audit(
     found, x = judge.leaks(stages)
     by_class = [] if y is None else leaks_by_class(found.leaked, y.cpu(), classes)
     return AuditReport(
-        _verdict(found, stages, doubt), _light(found, stages, doubt), found, by_class, tuple(stages),
-        x, _assumed(k, holdout, alpha), dict(
+        _verdict(found, stages, doubt), _light(found, stages, doubt), found, by_class,
+        tuple(stages), x, _assumed(k, holdout, alpha), dict(
             budget_minutes=budget, seed=seed, seconds=round(clock.used(), 1), doubt=doubt,
             network=describe(model).record(), weights_before_training=init is not None),
         tuple(names))

@@ -176,7 +176,7 @@ def test_a_failure_of_an_attack_does_not_end_the_audit(faces, monkeypatch):
     monkeypatch.setitem(AUDIT_ATTACKS, 'inversion', replace(AUDIT_ATTACKS['inversion'], run=lost))
     report = audit(model, X, init=init, holdout=held, budget=0.05)
     assert (report.stages[0].outcome, report.stages[0].why) == ('failed', 'it rains')
-    assert report.light == 'amber' and report.stages[2].outcome in ('run', 'no time')
+    assert report.light == 'amber' and report.stages[2].outcome in ('run', 'cut', 'no time')
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_a_killed_audit_goes_on(files, tmp_path):
     assert done.returncode == 0, done.stderr
     after = [p for p in (tmp_path / 'state').glob('margin-*.npz') if 'stage' not in p.name]
     assert len(after) == 1 and load_arrays(after[0])['steps'] == plan
-    assert load_json(tmp_path / 'audit.json')['attacks'][2]['outcome'] == 'run'
+    assert load_json(tmp_path / 'audit.json')['attacks'][2]['outcome'] in ('run', 'cut')
 
 
 def test_names_from_outside_are_escaped_and_html_needs_nothing_else(faces, tmp_path):

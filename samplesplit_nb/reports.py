@@ -35,7 +35,19 @@ def picture(
 # (what lowers the risk, what was measured), most effective first
 ADVICE:tuple[tuple[str, str], ...] = (
     ('Keep the weights before training to yourself.',
-     'Without them the exact attacks have nothing to start from.'),)
+     'Of thirty faces behind three networks, all came back with them, none with the final '
+     'weights alone.'),
+    ('Train with strong weight decay.',
+     'At 0.1 none of 30 came back, at 0.01 23 of 30, without it 30 of 30.'),
+    ('Add noise to the weights, as large as what training changed in them.',
+     'None of 30; with a tenth of that 18 of 30.'),
+    ('Train on many records for the size of the network.',
+     'Behind 200 neurons a layer 118 of 120 came back from networks of 40 records each, 4 of '
+     '240 from networks of 80; there only the fastest attack was tried.'),
+    ('Release fewer digits of the weights: this alone is not enough.',
+     'With 8-bit whole numbers 9 of 30 came back, with bfloat16 18, with float16 23.'),
+    ('Stopping early does not help.',
+     'After one step and after a hundred, 30 of 30 came back.'))
 
 # %% ../nbs/support/reports.ipynb #4e905010b
 def versions()->dict: # name -> version

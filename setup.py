@@ -25,11 +25,12 @@ setup(
     extras_require={
         "dev": shlex.split(cfg.get("dev_requirements", "")),
         "data": shlex.split(cfg.get("data_requirements", "")),  # downloads MNIST and CIFAR-10
+        "audit": shlex.split(cfg.get("audit_requirements", "")),  # report.html of `samplesplit audit`
     },
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],
     },
-    package_data={cfg["lib_path"]: ["py.typed"]},  # type checkers of users read our annotations
+    package_data={cfg["lib_path"]: ["py.typed", "*.j2", "*.json"]},  # types; the audit's page and schema
     zip_safe=False,
 )

@@ -24,6 +24,7 @@ class Answer(Generic[_T]):
     record:dict # the numbers, as `--json` prints them
     text:str # what the command line prints
     files:tuple[Path, ...]=() # what was written
+    alarm:str='' # why the command line ends with status 4, in a sentence; '': it does not
 
     def __str__(self): return self.text
 

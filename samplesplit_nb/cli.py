@@ -204,7 +204,8 @@ def _interrupted(e, options):
     "(status, message) after a signal"
     kept = ' '.join(map(str, e.args))
     again = 'the same command goes on from there' if (
-        hasattr(options, 'cache') or getattr(options, 'checkpoint', False)) else ''
+        hasattr(options, 'cache') or hasattr(options, 'budget')
+        or getattr(options, 'checkpoint', False)) else ''
     said = '; '.join(filter(None, (kept, again)))
     return getattr(e, 'status', 130), printable(f'interrupted{"; "*bool(said)}{said}', 1000)
 
@@ -318,14 +319,14 @@ def _answer(command, options, as_json, said):
             answer = COMMANDS[command](options, None if as_json else said)
         if as_json: said(_json(answer.record))
     except (Exception, KeyboardInterrupt) as e: return _failure(e, command, options)
-    if not said.lost: return 0, ''
+    if not said.lost: return (4, _spelled(answer.alarm, options)) if answer.alarm else (0, '')
     return 2, 'standard output is closed or full: what was said there is lost' + (
         '; the files are written' if answer.files else '')
 
 # %% ../nbs/support/cli.ipynb #fa030010b
 def main(
     argv:list|None=None # the words after `samplesplit`; None: those of this process
-)->int: # exit status: 0; 2, 3, 130 or 143 for a failure, as above
+)->int: # exit status: 0; 2, 3, 4, 130 or 143 as above
     "The `samplesplit` command; mistakes are one line with the remedy, never a traceback"
     _open_streams()
     command, options, as_json = _read(argv)

@@ -13,6 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from .answers import Answer, begin, writable_folder
 from .attacks import certify_file, evaluate, invert_files, reconstruct_file
+from .auditfiles import audit_files
 from .checks import pick_device, require, require_seed, some
 from .claims import (
     FIGURES, LEAST_SEEDS, Verdict, findings, improvement, interval_text, panels, paper_figure)
@@ -261,4 +262,5 @@ def run_study(
 # what each command of the command line calls, by its name there
 COMMANDS:dict[str, Callable[..., Answer]] = dict(
     demo=demo, figure=draw_figure, experiment=run_study, train=train_victim,
-    invert=invert_files, reconstruct=reconstruct_file, evaluate=evaluate, certify=certify_file)
+    audit=audit_files, invert=invert_files, reconstruct=reconstruct_file, evaluate=evaluate,
+    certify=certify_file)

@@ -6,8 +6,8 @@
 __all__ = ['File', 'Dir', 'Name', 'Numbers', 'Method', 'METHODS', 'OPTIONS', 'LIMITS', 'ComputeOptions', 'NetworkOptions',
            'ImageOptions', 'GivenImages', 'KnownImages', 'SimulationOptions', 'ResultOptions', 'DemoOptions',
            'FigureOptions', 'StudyOptions', 'TrainOptions', 'ReconstructOptions', 'InvertOptions', 'EvaluateOptions',
-           'CertifyOptions', 'check_options', 'require_positive', 'field_comments', 'docments', 'registered',
-           'study_help', 'study_costs', 'study_text']
+           'CertifyOptions', 'AuditOptions', 'check_options', 'require_positive', 'field_comments', 'docments',
+           'registered', 'study_help', 'study_costs', 'study_text']
 
 # %% ../nbs/support/options.ipynb #0b710003
 import ast, io, os, tokenize
@@ -252,12 +252,32 @@ class CertifyOptions(NetworkOptions, KnownImages, ComputeOptions):
     degree:Annotated[int, 'A']|None=None # the activation is t^A, not ReLU (two layers,
         # no biases)
 
+# %% ../nbs/support/options.ipynb #aud00002
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions(NetworkOptions, SimulationOptions, GivenImages, ComputeOptions):
+    """How many training records can be read off a checkpoint: a verdict and a report
+
+    Tries every attack that what is known allows, the cheap ones first, within a budget. Counts
+    the records that leaked by a rule with a known rate of false alarms, and writes report.html
+    for people and audit.json for programs. Killed and called again, it goes on. The status is
+    4 where more records leak than --fail-above allows.
+    """
+    init:File|None=None # the weights before training (default: the attacker lacks them)
+    holdout:Name|None=None # images of the same kind that were not trained on (default: others
+        # of --data where -n is less than there are)
+    budget:float=10. # minutes
+    fail_above:int|None=None # exit with status 4 where more records leak (default: never)
+    alpha:float=.05 # rate of false alarms of the rule
+    seed:int=0 # draws the starts of the attacks
+    out:Dir='runs/audit' # folder for report.html, audit.json and candidates.npz, made if
+        # needed
+
 # %% ../nbs/support/options.ipynb #0b71002a
 # the options of each command, by its name on the command line, in the order of its help
 OPTIONS:dict[str, type] = dict(
     demo=DemoOptions, figure=FigureOptions, experiment=StudyOptions, train=TrainOptions,
-    invert=InvertOptions, reconstruct=ReconstructOptions, evaluate=EvaluateOptions,
-    certify=CertifyOptions)
+    audit=AuditOptions, invert=InvertOptions, reconstruct=ReconstructOptions,
+    evaluate=EvaluateOptions, certify=CertifyOptions)
 
 # %% ../nbs/support/options.ipynb #fa020001
 def _inner(hint):

@@ -29,11 +29,12 @@ ROOT = Path(__file__).parent.parent
 MODULES = tuple(
     '''
     identifiability objectives splitting convergence experiments inversion shallow inactive steps peeling
-    layers spans simulation simulated
+    layers spans simulation simulated leaks audit
     checks tables networks perceptrons decomposition eigenvectors tangents plain validator penalties presets
     optimisers descent lanczos tidy rules storage checkpoints weights stationarity certificates training
     preprocessing arrayfiles folders data metrics settings records problems runs search figures studies claims
-    options answers fit given recipes attacks commands cli
+    options answers fit given recipes attacks
+    reports auditfiles commands cli
     '''.split()
 )  # the order of CONTRIBUTING.md
 SHAPE = re.compile(

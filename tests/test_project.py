@@ -146,7 +146,13 @@ def test_layers_call_downwards_only():
     files = 'figures', 'certificates', 'weights', 'options', 'answers'
     inverting = 'inversion', 'perceptrons', 'steps', 'validator'
     below['attacks'] = [*below['problems'], 'problems', 'records', *inverting, *files, 'given', 'recipes']
-    below['commands'] = [*below['experiments'], 'experiments', *files, 'given', 'attacks']
+    below['leaks'] = ['checks', 'metrics']
+    below['audit'] = [*below['problems'], 'problems', 'leaks', 'perceptrons', 'steps', 'weights']
+    below['reports'] = ['checks', 'storage']
+    auditing = 'audit', 'attacks', 'reports'
+    asked = 'given', 'problems', 'recipes', 'options', 'answers', 'weights'
+    below['auditfiles'] = [*floor, *auditing, *asked, *inverting]
+    below['commands'] = [*below['experiments'], 'experiments', *files, 'given', 'attacks', 'auditfiles']
     below['cli'] = ['checks', 'tables', 'options', 'answers', 'commands', 'storage']
     found = set()
     for path in (ROOT / 'samplesplit_nb').glob('*.py'):

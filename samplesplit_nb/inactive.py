@@ -41,6 +41,8 @@ class _Rows:
                                   for w in (before, after)])
 
 # %% ../nbs/beyond/inactive.ipynb #1ac7000a
+_ROUNDING = 25. # times the standard deviation: measured at most 15 at a zero, 18 else
+
 class _Step(_Rows):
     "With what is asked of it; c (k, n) are whitened coordinates, h (k, n) unit normals"
     def inputs(self, c): return (c*self.values) @ self.V # (k, d+1)
@@ -51,9 +53,6 @@ class _Step(_Rows):
     def tolerance(self, h): # (k, m) what rounding leaves of a zero
         return _ROUNDING*(h/self.values).norm(dim=1)[:, None]*self.noise
     def heights(self, h): return (h @ self.rows.T).abs() # (k, m) above the hyperplane
-
-# %% ../nbs/beyond/inactive.ipynb #1ac7000b
-_ROUNDING = 25. # times the standard deviation: measured at most 15 at a zero, 18 else
 
 # %% ../nbs/beyond/inactive.ipynb #1ac70010
 def _spectrum(p, keep): # of the rows kept, (k, m): eigenvalues (k, n), vectors (k, n, n)
@@ -113,6 +112,8 @@ def _contradicted(p, zero, inside):
                     b_ub=np.full(count, -.01), bounds=[(-10, 10)]*q + [(0, None)]*count)
     return float((A @ found.x[:q] > 1e-9).mean()) if found.status == 0 else 1.
 
+_CONTRADICTED = .05 # share of half-spaces: neurons that saw an image for a moment weigh little
+
 # %% ../nbs/beyond/inactive.ipynb #1ac7001b
 class _Normals:
     "Normals found so far, and what they leave open"
@@ -170,7 +171,6 @@ def _again(found):
     for i in range(p.n): found.offer(h[i], zero[i], 0.)
 
 # %% ../nbs/beyond/inactive.ipynb #1ac7001e
-_CONTRADICTED = .05 # share of half-spaces: neurons that saw an image for a moment weigh little
 _LIMITS = .7, .97, .9999 # of the leverage
 
 def _search(p, starts, rounds, seed):

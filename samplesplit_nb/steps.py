@@ -152,7 +152,7 @@ def _or_training(found, before, after, factors, samples, rounds, seed):
     if found.complete: return found
     start = copy.deepcopy(before)
     for c, p in zip(factors, start.layers[0].parameters()): p.data = p.data.double()*c
-    try: other = invert_training(start, after, samples=samples, rounds=rounds, seed=seed)
+    try: other = invert_training(start, after, samples=samples, rounds=2*rounds, seed=seed)
     except ValueError: return found # no ReLU, no bias: it has nothing to add
     return other if other.complete or len(other.X) > len(found.X) else found
 

@@ -40,7 +40,7 @@ MINUTES = {
     'peeling': {'small': 39, 'medium': 71}, 'published-kkt': {'small': 12},
     'published-splits': {'small': 25}, 'published': {'small': 25},
     'published-rule': {'small': 10}, 'sensitivity': {'small': 4}, 'settings': {'small': 69},
-    'unknown-n': {'small': 10}}
+    'trained': {'small': 150}, 'trained-wide': {'small': 7}, 'unknown-n': {'small': 10}}
 
 # %% ../nbs/support/studies.ipynb #57d1e5b0
 def _check_study(s):
@@ -465,19 +465,27 @@ def _really_trained(start, width, **changes):
         evaluations=20) | changes)
 
 # %% ../nbs/support/studies.ipynb #51d00002
+_TANGENT = dict(method='ntk', tangent='final', optimizer='adam', sharpness=(10., 200.),
+                sharpened=1., lam_min=None)
+
+def _both_ways(starts, width, **size): # label -> experiment
+    return {f'{name}-{start}-{width}': _really_trained(start, width, **more | size)
+            for start in starts for name, more in (('simulated', {}), ('tangent', _TANGENT))}
+
 @register('trained', SCALES[:2])
 def _trained(scale):
     "networks trained from small weights: simulated training beside the tangent attack"
-    small = scale == 'smoke'
-    size = dict(data='faces', n=4, k=4, training_steps=50, steps=20) if small else {}
-    tangent = dict(method='ntk', tangent='final', optimizer='adam', sharpness=(10., 200.),
-                   sharpened=1., lam_min=None)
-    nets:list = [(start, 40 if small else 200, {}) for start in _STARTS]
-    if not small: nets.append((_STARTS[0], 1000, dict(steps=300)))
-    cases = {f'{name}-{start}-{width}': _really_trained(start, width, **more | size | other)
-             for start, width, other in nets
-             for name, more in (('simulated', {}), ('tangent', tangent))}
-    return Study('trained', scale, cases, (0,) if small else _FRESH, ('plain',), draw=True)
+    if scale == 'small': return Study('trained', scale, _both_ways(_STARTS, 200), _FRESH,
+                                      ('plain',), draw=True)
+    tiny = _both_ways(_STARTS, 40, data='faces', n=4, k=4, training_steps=50, steps=20)
+    return Study('trained', scale, tiny, (0,), ('plain',), draw=True)
+
+# %% ../nbs/support/studies.ipynb #51d00004
+@register('trained-wide', ('small',))
+def _trained_wide(scale):
+    "the first of these with 1000 neurons a layer, in 300 steps; one seed"
+    wide = _both_ways(_STARTS[:1], 1000, steps=300)
+    return Study('trained-wide', scale, wide, _FRESH[:1], ('plain',), draw=True)
 
 # %% ../nbs/support/studies.ipynb #0b4e7757
 # random searches of the settings: name -> (method, images, whose settings to search around)

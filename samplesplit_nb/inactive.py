@@ -233,6 +233,8 @@ def _counted(before, after, samples):
     step = after - before
     require(bool((step != 0).any()), 'after', '<first layer as before>',
             'trained in its first layer', 'without a step there is nothing to read')
+    require(bool((step[:, -1] != 0).any()), 'after', '<first bias as before>',
+            'trained with its bias', 'a frozen bias tells no length of an image')
     end, most = _end(step), min(step.shape)
     if samples is None:
         require(end.drop >= 10, 'samples', None,

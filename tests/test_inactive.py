@@ -147,3 +147,12 @@ def test_bad_networks_are_named():
     for pair, said in (((before, broken), 'finite'), ((narrow, after), 'like after')):
         with expect_fail(ValueError, contains=said):
             invert_training(*pair)
+
+
+def test_a_frozen_bias_is_refused_as_no_length_is_known():
+    X = images(6, 60, 0)
+    before, after = trained(X)
+    after.layers[0].bias.data.copy_(before.layers[0].bias.data)
+    for samples in (None, 6):
+        with expect_fail(ValueError, contains='first bias as before'):
+            invert_training(before, after, samples=samples)

@@ -245,11 +245,16 @@ def _counted(before, after, samples):
     return n
 
 # %% ../nbs/beyond/inactive.ipynb #1ac70026
-def _said(n, normals, k):
-    "The verdict in words"
-    if normals == n and k == n: return (
-        f'all {n} samples, by the neurons that never saw them: exact up to rounding')
-    left = f'{normals} of {n} hyperplanes found; {k} images agree with them'
+def _said(n, normals, k, loose):
+    "The verdict in words; `loose` normals hang on a single neuron"
+    if normals == n and k == n and not loose: return (
+        f'all {n} samples, by the neurons that never saw them: exact up to rounding, unless '
+        'all neurons saw two of them in one ratio')
+    if normals == n: return (
+        f'{k} of {n} samples agree with the neurons that never saw them; {loose} of the '
+        f'{n} hyperplanes hang on a single neuron, so that some images may be mixtures')
+    left = f'{normals} of {n} hyperplanes found; {k} images agree with them, and may be off ' \
+        f'along the {n - normals} directions left open'
     return left + (': more rounds, another seed or a wider network may find the others' if
                    normals else ': too few neurons that never saw an image, a layer that is '
                    'not ReLU, or no plain gradient descent')
@@ -291,7 +296,8 @@ def _answer(p, found, images, step):
     seen[:, p.moved] = ~found.zero[good] if len(good) else seen[:, p.moved]
     outside = (step[p.moved] @ (torch.eye(step.shape[1]).to(step) - p.V.T @ p.V)).norm()
     k, normals = len(good), len(found.h)
+    loose = sum(_leverage(p, zero) > _LIMITS[1] for zero in found.zero)
     return TrainingInversion(
         images.x[good, :-1], images.weights[good].norm(dim=1, keepdim=True),
-        1 - images.agreement[good], p.n, (outside/step.norm()).item(), k == p.n == normals,
-        _said(p.n, normals, k), seen, normals)
+        1 - images.agreement[good], p.n, (outside/step.norm()).item(),
+        k == p.n == normals and not loose, _said(p.n, normals, k, loose), seen, normals)

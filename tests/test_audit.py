@@ -174,7 +174,7 @@ def test_a_failure_of_an_attack_does_not_end_the_audit(faces, monkeypatch):
         raise ValueError('init=<x>: bad; likely cause: it rains')  # fmt: skip
 
     monkeypatch.setitem(AUDIT_ATTACKS, 'inversion', replace(AUDIT_ATTACKS['inversion'], run=lost))
-    report = audit(model, X, init=init, holdout=held, budget=0.05)
+    report = audit(model, X, init=init, holdout=held, budget=0.005)
     assert (report.stages[0].outcome, report.stages[0].why) == ('failed', 'it rains')
     assert report.light == 'amber' and report.stages[2].outcome in ('run', 'cut', 'no time')
 

@@ -19,7 +19,7 @@ from .given import (
     about_images, in_pixels, known_images, outputs_of, preprocessing_told, say_images,
     to_inputs, to_pictures)
 from .options import AuditOptions
-from .problems import SOURCES, load_collection, unseen_images
+from .problems import SOURCES, _not_among, load_collection, unseen_images
 from .recipes import recipe_told
 from .reports import picture, save_report
 from .storage import save_arrays
@@ -41,8 +41,7 @@ def _held_out(o, plain):
     require(more.X.shape[1] == plain.X.shape[1], 'holdout', o.holdout,
             f'of {plain.X.shape[1]} numbers an image; this has {more.X.shape[1]}',
             'give images of the same form')
-    seen = {row.numpy().tobytes() for row in plain.X}
-    rest = [i for i, row in enumerate(more.X) if row.numpy().tobytes() not in seen]
+    rest = _not_among(more, plain)
     require(len(rest) > 0, 'holdout', o.holdout, 'of images that were not trained on',
             'all of these are in `data`')
     return more.rows(rest)

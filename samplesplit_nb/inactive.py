@@ -34,6 +34,7 @@ class _Rows:
                 'check that it is the same network, and that it was not trained by Adam')
         self.whitened = inside[self.moved]/self.values
         length, outside = self.whitened.norm(dim=1), outside[self.moved]
+        self.remainder = (outside.norm()/step.norm()).item()
         self.rows = self.whitened/length[:, None]
         freedom = max(step.shape[1] - n, 1)**.5
         self.noise = (outside/freedom).clamp_min(1e-13*values[0])/length
@@ -164,9 +165,7 @@ def _look(found, starts, width, blur, limit, generator): # how many are new
 def _again(found):
     "With all normals known, the images themselves are the trials: more zeros, less rounding"
     p = found.p
-    c = p.upright(torch.linalg.inv(found.h).T)
-    keep = p.inactive(c/c.norm(dim=1, keepdim=True))
-    keep = keep | found.zero
+    keep = p.inactive(p.upright(torch.linalg.inv(found.h).T)) | found.zero
     h, zero = _polish(p, _trim(p, keep), keep)
     for i in range(p.n): found.offer(h[i], zero[i], 0.)
 
@@ -282,22 +281,21 @@ def invert_training(
     first, last = _pair(before, after)
     p = _Step(first, last, _counted(first, last, samples))
     found = _search(p, starts, rounds, seed)
-    return _answer(p, found, _images(found), last - first)
+    return _answer(p, found, _images(found))
 
 # %% ../nbs/beyond/inactive.ipynb #1ac70028
 def _first_activation(network):
     return getattr(network, 'activations', (network.activation,))[0]
 
-def _answer(p, found, images, step):
+def _answer(p, found, images):
     "The `TrainingInversion`, the surest image first"
     good = (images.agreement >= _AGREES).nonzero()[:, 0]
     good = good[images.agreement[good].argsort(descending=True, stable=True)]
-    seen = torch.zeros(len(good), len(step), dtype=torch.bool)
-    seen[:, p.moved] = ~found.zero[good] if len(good) else seen[:, p.moved]
-    outside = (step[p.moved] @ (torch.eye(step.shape[1]).to(step) - p.V.T @ p.V)).norm()
+    seen = torch.zeros(len(good), len(p.moved), dtype=torch.bool)
+    seen[:, p.moved] = ~found.zero[good]
     k, normals = len(good), len(found.h)
     loose = sum(_leverage(p, zero) > _LIMITS[1] for zero in found.zero)
     return TrainingInversion(
         images.x[good, :-1], images.weights[good].norm(dim=1, keepdim=True),
-        1 - images.agreement[good], p.n, (outside/step.norm()).item(),
-        k == p.n == normals and not loose, _said(p.n, normals, k, loose), seen, normals)
+        1 - images.agreement[good], p.n, p.remainder, k == p.n == normals and not loose,
+        _said(p.n, normals, k, loose), seen, normals)

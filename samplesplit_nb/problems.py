@@ -58,6 +58,10 @@ def load_collection(
     return load_images(name, n, seed=seed, size=side, gray=gray, mean=mean)
 
 # %% ../nbs/support/problems.ipynb #5a9e0004
+def _not_among(more, data): # places of the images in `more` that are not in `data`
+    seen = {row.numpy().tobytes() for row in data.X}
+    return [i for i, row in enumerate(more.X) if row.numpy().tobytes() not in seen]
+
 def unseen_images(
     name:str, # where `data` comes from, see `load_collection`
     data:ImageData, # n images of it
@@ -70,8 +74,7 @@ def unseen_images(
     except ValueError:
         if not own: return None
         more = load_collection(name, None, None, task, data.mean, **own)
-    seen = {row.numpy().tobytes() for row in data.X}
-    rest = [i for i, row in enumerate(more.X) if row.numpy().tobytes() not in seen]
+    rest = _not_among(more, data)
     return None if len(rest) < 2 else more.rows(rest[::-(-len(rest)//len(data.X))])
 
 # %% ../nbs/support/problems.ipynb #5a9e0005

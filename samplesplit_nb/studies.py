@@ -468,6 +468,8 @@ def _really_trained(start, width, **changes):
 _TANGENT = dict(method='ntk', tangent='final', optimizer='adam', sharpness=(10., 200.),
                 sharpened=1., lam_min=None)
 
+_TINY = dict(data='faces', n=4, k=4, training_steps=50, steps=20)
+
 def _both_ways(starts, width, **size): # label -> experiment
     return {f'{name}-{start}-{width}': _really_trained(start, width, **more | size)
             for start in starts for name, more in (('simulated', {}), ('tangent', _TANGENT))}
@@ -477,15 +479,16 @@ def _trained(scale):
     "networks trained from small weights: simulated training beside the tangent attack"
     if scale == 'small': return Study('trained', scale, _both_ways(_STARTS, 200), _FRESH,
                                       ('plain',), draw=True)
-    tiny = _both_ways(_STARTS, 40, data='faces', n=4, k=4, training_steps=50, steps=20)
-    return Study('trained', scale, tiny, (0,), ('plain',), draw=True)
+    return Study('trained', scale, _both_ways(_STARTS, 40, **_TINY), (0,), ('plain',), draw=True)
 
 # %% ../nbs/support/studies.ipynb #51d00004
-@register('trained-wide', ('small',))
+@register('trained-wide', SCALES[:2])
 def _trained_wide(scale):
     "the first of these with 1000 neurons a layer, in 300 steps; one seed"
-    wide = _both_ways(_STARTS[:1], 1000, steps=300)
-    return Study('trained-wide', scale, wide, _FRESH[:1], ('plain',), draw=True)
+    if scale == 'small': return Study('trained-wide', scale, _both_ways(
+        _STARTS[:1], 1000, steps=300), _FRESH[:1], ('plain',), draw=True)
+    return Study('trained-wide', scale, _both_ways(_STARTS[:1], 50, **_TINY), (0,), ('plain',),
+                 draw=True)
 
 # %% ../nbs/support/studies.ipynb #0b4e7757
 # random searches of the settings: name -> (method, images, whose settings to search around)

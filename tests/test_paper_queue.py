@@ -73,3 +73,13 @@ def test_status_runs_nothing(tmp_path):
         [*words, '--results', str(tmp_path / 'r')], capture_output=True, text=True, check=True
     )
     assert 'not begun' in out.stdout and not any(tmp_path.iterdir())
+
+
+def test_only_one_of_them(queue, tmp_path):
+    one, other = items(queue, tmp_path)
+    words = ['--scale', 'smoke', '--nice', '0', '--results', str(tmp_path / 'results')]
+    command = [sys.executable, str(TOOL), *words, '--cache', str(tmp_path / 'cache')]
+    subprocess.run([*command, '--only', '2'], capture_output=True, check=True)
+    assert one.record() is None and other.record() is not None
+    wrong = subprocess.run([*command, '--only', '99'], capture_output=True, text=True)
+    assert wrong.returncode == 2 and '--only must be from 1 to' in wrong.stderr.splitlines()[-1]

@@ -2,6 +2,7 @@
 
 python tools/paper_queue.py --minutes 60     goes on where it stopped: one thread, lowest priority
 python tools/paper_queue.py --status         what is finished, under way or not begun, and what is left
+python tools/paper_queue.py --only 4         the fourth experiment, where there is no time for the second
 
 Records go to results/STUDY/paper/, where the figures look for them. What is not finished lies in the cache
 folder: keep it, and a run goes on from its last checkpoint, at most 30 seconds back.
@@ -96,12 +97,12 @@ def show(items):
     return str(table(['experiment', 'run', 'how far', 'hours', 'hours left, about'], lines, left=3))
 
 
-def go_on(items, seconds, log, command):
-    "Work through the items in child processes until the time is up; a line of the log for each"
+def go_on(items, seconds, log, command, only=None):
+    "Work through the items, or only one, in child processes until the time is up; a line of the log for each"
     end = time.monotonic() + seconds
     for number, item in enumerate(items):
         left = end - time.monotonic()
-        if item.record() is not None:
+        if item.record() is not None or only not in (None, number):
             continue
         if left <= 0:
             return
@@ -135,6 +136,7 @@ def main():
     p.add_argument('--cache', default='paper-queue', help='folder of what is under way; keep it')
     p.add_argument('--scale', default='paper', help="'smoke' tries the queue itself")
     p.add_argument('--nice', type=int, default=19, help='priority, from 0 to 19, the lowest (default 19)')
+    p.add_argument('--only', type=int, metavar='NUMBER', help='only this item, counted from 1')
     p.add_argument('--one', type=int, help=argparse.SUPPRESS)
     o = p.parse_args()
     known = [i for i in ITEMS if i[1] in get_study(i[0], o.scale).experiments]
@@ -146,9 +148,12 @@ def main():
         except FileNotFoundError as e:  # the images are not at hand
             raise SystemExit(str(e)) from None
         return
+    if o.only is not None and not 1 <= o.only <= len(items):
+        p.error(f'--only={o.only}: --only must be from 1 to {len(items)}; see --status')
     if not o.status:
+        only = None if o.only is None else o.only - 1
         words = ['--results', o.results, '--cache', o.cache, '--scale', o.scale, '--nice', str(o.nice)]
-        go_on(items, 60 * o.minutes, Path(o.cache) / 'log.jsonl', [sys.executable, __file__, *words])
+        go_on(items, 60 * o.minutes, Path(o.cache) / 'log.jsonl', [sys.executable, __file__, *words], only)
     print(show(items))
 
 

@@ -195,6 +195,10 @@ class _Sized(_Named):
         "Wall-clock time of its steps and events, scoring excluded"
         return self._run(run)['timing']['seconds']
 
+    def cpu_seconds(self, run:str)->float|None:
+        "Processor time of all its threads, scoring included; None where it was not measured"
+        return self._run(run)['timing'].get('cpu')
+
     def splitting_seconds(self, run:str)->float:
         "The part of it that went into splitting events"
         return self._run(run)['timing']['splitting']
@@ -376,6 +380,7 @@ class Run:
     unseen:dict # name -> scores of images that were not trained on; empty where there are none
     snapshots:dict # step -> (n, d) nearest candidates, about ten times since the last resume
     facts:dict = field(default_factory=dict) # what else the method says, in plain numbers
+    cpu_seconds:float|None = None # processor time, scoring included; None: not measured
 
 # %% ../nbs/support/records.ipynb #4ec0a034
 def _significant(values): return [float(f'{v:.4g}') for v in values]
@@ -407,6 +412,12 @@ def split_row(s:Split)->dict:
                 loss_before=s.loss_before, loss_after=s.loss_after, result=s.result)
 
 # %% ../nbs/support/records.ipynb #4e766958
+def _timing(r): # seconds
+    found = r.reconstruction
+    took = dict(seconds=round(found.history.seconds[-1], 2),
+                splitting=round(sum(s.seconds for s in found.splits), 2))
+    return took if r.cpu_seconds is None else took | dict(cpu=round(r.cpu_seconds, 2))
+
 def run_record(
     r:Run,
     looks:int=200 # at the scores of all samples, at most about so many
@@ -421,8 +432,7 @@ def run_record(
                 scores={name: _rounded(s) for name, s in r.scores.items()},
                 unseen={name: _rounded(s) for name, s in r.unseen.items()},
                 splits=[split_row(s) for s in splits],
-                timing=dict(seconds=round(history.seconds[-1], 2),
-                            splitting=round(sum(s.seconds for s in splits), 2)),
+                timing=_timing(r),
                 **({'facts': r.facts} if r.facts else {}))
 
 # %% ../nbs/support/records.ipynb #fbdcbd6e

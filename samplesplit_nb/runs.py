@@ -153,10 +153,14 @@ def _searched(problem, watch, k, descent, splitting=None):
     "The `Run` of one call of `reconstruct`, from the experiment's start"
     objective = problem.objective(k)
     seen = watched(problem, watch, descent.steps, objective)
+    resumed = bool(seen.at) # there are scores of a run that was killed
     descent = replace(descent, lr=unit_of(objective)*descent.lr)
     x, lam = problem.start(objective, k)
-    found = reconstruct(objective, x, lam, descent, splitting, running(problem, watch, seen))
-    return _judged(problem, watch.name, k, descent.steps, _as_images(objective, found), seen)
+    how, begin = running(problem, watch, seen), time.process_time()
+    found = reconstruct(objective, x, lam, descent, splitting, how)
+    cpu = None if resumed else time.process_time() - begin
+    made = _judged(problem, watch.name, k, descent.steps, _as_images(objective, found), seen)
+    return replace(made, cpu_seconds=cpu)
 
 # %% ../nbs/support/runs.ipynb #5a9e0050
 class Kind:

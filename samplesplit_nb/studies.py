@@ -477,18 +477,19 @@ def _both_ways(starts, width, **size): # label -> experiment
 @register('trained', SCALES[:2])
 def _trained(scale):
     "networks trained from small weights: simulated training beside the tangent attack"
-    if scale == 'small': return Study('trained', scale, _both_ways(_STARTS, 200), _FRESH,
-                                      ('plain',), draw=True)
-    return Study('trained', scale, _both_ways(_STARTS, 40, **_TINY), (0,), ('plain',), draw=True)
+    small = scale == 'small'
+    cases = _both_ways(_STARTS, 200) if small else _both_ways(_STARTS, 40, **_TINY)
+    return Study('trained', scale, cases, _FRESH if small else (0,), ('plain',), draw=True)
 
 # %% ../nbs/support/studies.ipynb #51d00004
 @register('trained-wide', SCALES[:2])
 def _trained_wide(scale):
-    "the first of these with 1000 neurons a layer, in 300 steps; one seed"
-    if scale == 'small': return Study('trained-wide', scale, _both_ways(
-        _STARTS[:1], 1000, steps=300), _FRESH[:1], ('plain',), draw=True)
-    return Study('trained-wide', scale, _both_ways(_STARTS[:1], 50, **_TINY), (0,), ('plain',),
-                 draw=True)
+    "the first of these with 1000 neurons a layer, in 300 steps"
+    small = scale == 'small'
+    cases = _both_ways(_STARTS[:1], 1000, steps=300) if small else _both_ways(
+        _STARTS[:1], 50, **_TINY)
+    seeds = _FRESH if small else (0,)
+    return Study('trained-wide', scale, cases, seeds, ('plain',), draw=True)
 
 # %% ../nbs/support/studies.ipynb #0b4e7757
 # random searches of the settings: name -> (method, images, whose settings to search around)

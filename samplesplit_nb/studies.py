@@ -40,7 +40,8 @@ MINUTES = {
     'peeling': {'small': 39, 'medium': 71}, 'published-kkt': {'small': 12},
     'published-splits': {'small': 25}, 'published': {'small': 25},
     'published-rule': {'small': 10}, 'sensitivity': {'small': 4}, 'settings': {'small': 69},
-    'trained': {'small': 150}, 'trained-wide': {'small': 7}, 'unknown-n': {'small': 10}}
+    'trained': {'small': 150}, 'trained-wide': {'small': 45},
+    'trained-controls': {'small': 30}, 'unknown-n': {'small': 10}}
 
 # %% ../nbs/support/studies.ipynb #57d1e5b0
 def _check_study(s):
@@ -490,6 +491,21 @@ def _trained_wide(scale):
         _STARTS[:1], 50, **_TINY)
     seeds = _FRESH if small else (0,)
     return Study('trained-wide', scale, cases, seeds, ('plain',), draw=True)
+
+# %% ../nbs/support/studies.ipynb #51d00006
+_WHAT_SPLITS = ('plain', 'split', 'random direction', 'random choice', 'random both',
+                'plain, final k at start', 'plain, equal seconds')
+
+@register('trained-controls', SCALES[:2])
+def _trained_controls(scale):
+    "simulated training, k = n/2 and n: splitting beside every control, in 300 steps"
+    small = scale == 'small'
+    size = dict(steps=300) if small else _TINY
+    rule = dict(threshold=-1e-6, eta_max=1.) # of coordinates in the span, of size 1
+    cases = {f'k{k}': _really_trained(.03, 200 if small else 40, **size | rule | dict(
+        k=k if small else k//5, splits=splits)) for k, splits in ((10, 3), (20, 2))}
+    return Study('trained-controls', scale, cases, _FRESH if small else (0,), _WHAT_SPLITS,
+                 draw=True)
 
 # %% ../nbs/support/studies.ipynb #0b4e7757
 # random searches of the settings: name -> (method, images, whose settings to search around)

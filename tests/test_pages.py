@@ -185,12 +185,8 @@ def test_the_python_of_a_page_runs_in_an_empty_folder(path, clone, tmp_path):
 
 
 def notation():
-    "Rows of the home page's notation table: (symbol, names in code)"
-    text = (
-        next(c for c in cells(ROOT / 'nbs' / 'index.ipynb', 'markdown') if '## Notation' in c)
-        .split('## Notation')[1]
-        .split('\n## ')[0]
-    )
+    "Rows of the table: (symbol, names in code)"
+    text = page(ROOT / 'nbs/support/notation.ipynb')
     rows = [line.strip('| ').split(' | ') for line in text.splitlines() if line.startswith('|')][2:]
     return [(row[0], re.findall(r'`([^`]+)`', row[2])) for row in rows]
 
@@ -225,27 +221,16 @@ def test_the_notation_table_names_what_is_in_the_code():
 
 
 def test_the_table_of_claims_is_what_the_saved_results_say():
-    "The saved output of the home page against its own cell, on the results as they are"
-    cell = next(
-        c
-        for c in json.loads((ROOT / 'nbs' / 'index.ipynb').read_text())['cells']
-        if 'findings(' in ''.join(c['source']) and c['cell_type'] == 'code'
-    )
-    from samplesplit_nb.checks import test_eq as same
-    from samplesplit_nb.claims import FIGURES, findings
-    from samplesplit_nb.tables import as_markdown, table
+    "The saved output of 04 against the results as they are"
+    from samplesplit_nb.experiments import verdict_table
+    from samplesplit_nb.tables import as_html
 
-    read = lambda scale, root: findings(scale, root=ROOT / 'results')
-    names = dict(
-        FIGURES=FIGURES, findings=read, Markdown=str, as_markdown=as_markdown, table=table, test_eq=same
+    pages = json.loads((ROOT / 'nbs' / '04_experiments.ipynb').read_text())['cells']
+    cell = next(c for c in pages if 'verdicts = verdict_table(' in ''.join(c['source']))
+    shown = next(o['data']['text/html'] for o in cell['outputs'] if 'text/html' in o.get('data', {}))
+    assert ''.join(shown) == as_html(verdict_table(ROOT / 'results')), (
+        'run tools/execute_nbs.py nbs/04_experiments.ipynb'
     )
-    *body, last = ast.parse(''.join(cell['source'])).body
-    exec(compile(ast.Module(body, []), 'index', 'exec'), names)
-    table = eval(compile(ast.Expression(last.value), 'index', 'eval'), names)
-    assert table == ''.join(cell['outputs'][0]['data']['text/markdown']), (
-        'run tools/execute_nbs.py nbs/index.ipynb'
-    )
-    assert table in page(ROOT / 'README.md') and table.count('yes / open / no') == 2
 
 
 def test_the_gain_of_each_seed_is_what_the_saved_results_say():
@@ -259,19 +244,16 @@ def test_the_gain_of_each_seed_is_what_the_saved_results_say():
 
 
 def test_home_page_and_citation_file_say_the_same():
-    """Every BibTeX entry of README has its place in CITATION.cff with the same title, year, authors, and the
-    other way round"""
-    bib = {}
-    for entry in re.findall(
-        r'^@\w+\{(.*?)^\}', '\n'.join(fences(page(ROOT / 'README.md'), 'bibtex')), re.M | re.S
-    ):
+    """Every BibTeX entry of README and 01 has its place in CITATION.cff with the same title, year, authors,
+    and the other way round"""
+    bib, pages = {}, (ROOT / 'README.md', ROOT / 'nbs/01_objectives.ipynb')
+    entries = '\n'.join(block for path in pages for block in fences(page(path), 'bibtex'))
+    for entry in re.findall(r'^@\w+\{(.*?)^\}', entries, re.M | re.S):
         fields = dict(re.findall(r'^ +(\w+) = \{(.*)\},?$', entry, re.M))
         bib[fields['title']] = fields
     cff = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
     version = re.search(r'^version = (.+)$', (ROOT / 'settings.ini').read_text(), re.M)[1]
-    ours = bib.pop(cff['title'])
-    assert ours['version'] == cff['version'] == version and ours['license'] == cff['license']
-    assert ours['author'] == '{' + cff['authors'][0]['name'] + '}'
+    assert cff['version'] == version and cff['license'] in page(ROOT / 'README.md')
     assert set(bib) == {r['title'] for r in cff['references']} and len(bib) == 4
     for r in cff['references']:
         fields = bib[r['title']]

@@ -31,6 +31,8 @@ def main():
     files, parts = cfg.config_path / 'index_files', []
     shutil.rmtree(files, ignore_errors=True)
     for i, c in enumerate(nb.cells):
+        if c.get('id') == 'colab-badge' and cfg.user == 'OWNER':
+            continue  # nobody's repository: the link would be dead
         s = c.source.strip() if c.get('source') else ''
         if c.cell_type == 'raw':
             parts.append('# ' + yaml.safe_load(s.strip('- \n'))['title'])

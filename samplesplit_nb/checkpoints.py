@@ -7,9 +7,10 @@ __all__ = ['SAFE_TORCH', 'refuse_file', 'refuse_several', 'unwrapped', 'odd_tens
            'file_size', 'load_weights', 'save_weights']
 
 # %% ../nbs/support/checkpoints.ipynb #c4e00003
-import json, math, mmap, os, re, stat, warnings, zipfile
+import argparse, json, math, mmap, os, re, stat, warnings, zipfile
 from collections import deque
 from pathlib import Path
+import numpy as np
 import torch
 from .checks import require, shown, typed
 from .storage import atomic_path, checksum
@@ -113,6 +114,14 @@ def _check_archive(path, size):
     if sum(p.file_size for p in parts) > size or any(p.compress_type for p in parts):
         refuse_file(path, 'an archive that is larger inside than outside')
 
+# %% ../nbs/support/checkpoints.ipynb #c4e00014b
+def _plain_values():
+    "Classes that hold plain values, with the names under which files have them"
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(code)) for code in '?bBhHiIlLqQefd'}
+    return [argparse.Namespace, np.dtype, *kinds,
+            *((scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core'))]
+
 # %% ../nbs/support/checkpoints.ipynb #c4e00014
 def _read_pickle(path, kind, size):
     "What torch's restricted reader finds; ValueError for a file that it refuses"
@@ -125,7 +134,8 @@ def _read_pickle(path, kind, size):
     try:
         with warnings.catch_warnings(action='ignore'):
             if not wants:
-                with open(path, 'rb') as f: # of a path, torch looks at the suffix
+                # of a path, torch looks at the suffix
+                with open(path, 'rb') as f, torch.serialization.safe_globals(_plain_values()):
                     return torch.load(f, weights_only=True, map_location='cpu')
     except (MemoryError, PermissionError): raise
     except Exception as e: # torch's own advice is unsafe

@@ -6,6 +6,7 @@ the line that names what does not fit.
 """
 
 import json, os, pickle, re, resource, signal, socket, subprocess, sys, zipfile
+from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
 import numpy as np
@@ -370,6 +371,12 @@ CASES = {
         None,
         SAME,
     ),
+    'options and a NumPy number beside': (
+        whole_state(lambda s: {'model': s, 'args': Namespace(lr=0.1, data='x'), 'best': np.float64(0.9)}),
+        OWN,
+        SAME,
+    ),
+    'a NumPy number among the weights': (whole_state(lambda s: {**s, 'best': np.float32(0.9)}), None, SAME),
     'epoch beside, with a module': (whole_state(lambda s: {**s, 'epoch': 3, 'args': {'lr': 0.1}}), OWN, SAME),
     'parameters that require gradients': (
         whole_state(lambda s: {k: nn.Parameter(v) for k, v in s.items()}),
@@ -739,7 +746,7 @@ CASES = {
         OWN,
         'wants to run pathlib',
     ),
-    'a NumPy number beside': (lambda d: rest_of(d, best=np.float64(3)), OWN, 'wants to run numpy'),
+    'a NumPy array beside': (lambda d: rest_of(d, best=np.zeros(3)), OWN, 'wants to run numpy'),
     'a list of tensors': (only(lambda d: pt(d, list(MLP3().parameters()))), None, 'a list, no dictionary'),
     'one tensor': (only(lambda d: pt(d, torch.ones(2, 2))), None, 'a Tensor, no dictionary'),
     'TorchScript': (jit, OWN, 'a TorchScript archive'),

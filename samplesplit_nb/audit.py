@@ -468,7 +468,8 @@ def _assumed(k, unseen, alpha):
         + (', and knows how the network was trained' if k.recipe is not None else '') + '.',
         f'The attacker knows that there were {k.samples} records, and how pixels were turned '
         'into numbers.',
-        'Distances are plain: pixel by pixel.',
+        'How different two images are is counted pixel by pixel. So a copy that is shifted or '
+        'mirrored counts as another image.',
         *(() if unseen is None else (
             f'The {len(unseen)} held-out records are of the same kind as the training ones, '
             'and were not trained on.',)),

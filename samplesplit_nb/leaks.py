@@ -7,6 +7,7 @@ __all__ = ['LIGHTS', 'clopper_pearson', 'HeldOut', 'Leaks', 'leaks', 'leaks_by_c
            'open_points', 'light_of', 'verdict_of']
 
 # %% ../nbs/beyond/leaks.ipynb #1ea40003
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -192,10 +193,11 @@ class OpenPoint(NamedTuple):
 
 def _of_attacks(stages):
     "Points that the attacks leave open"
-    tell = lambda *outcomes: '; '.join(
-        f'{s.title}: {s.why}' for s in stages if s.outcome in outcomes)
+    tell = lambda *outcomes: '; '.join( # without the numbers of the search
+        f'{s.title}: {s.why.partition("; objective")[0]}' for s in stages
+        if s.outcome in outcomes)
     if late := tell('cut', 'no time'): yield OpenPoint(
-        'not every attack came to its end in the time given', f'{late}. Give more minutes')
+        'not every attack came to its end in the time given', f'{late}. Give more time')
     if bad := tell('failed'): yield OpenPoint('an attack could not be carried out', bad)
     left = [s.unexplained for s in stages if s.unexplained is not None]
     if not any(s.fits for s in stages): yield OpenPoint(
@@ -213,7 +215,8 @@ def open_points(
     "Why \"nothing leaked\" is not certain; none: it is, as far as these attacks go"
     points = list(_of_attacks(list(stages)))
     if doubt: points.insert(0, OpenPoint(
-        'it is not certain that the network was trained on these records as given', doubt))
+        'it is not certain that the network was trained on these records as given',
+        re.sub(r' \([^()]*\)|`', '', doubt))) # without the numbers
     if any(s.complete for s in stages) and not found.leaked.all(): points.insert(0, OpenPoint(
         'the training was explained by other records',
         'one attack explained all that training changed without those that were not '
@@ -221,7 +224,7 @@ def open_points(
         'preprocessing or order of pixels'))
     near = 0 if found.held is None else int(found.held.near.sum())
     if near: points.append(OpenPoint(
-        f'{near} of the held-out records came back, too', 'if they were trained on after all, '
+        f'{near} of the held-out records came near, too', 'if they were trained on after all, '
         'the rule hides leaks: look where they come from'))
     return points
 
@@ -259,6 +262,10 @@ def verdict_of(
         f'. But that is no all-clear: {points[0].short}'
         + f' ({len(points)} points are open)'*(len(points) > 1) + '.' if points
         else '. Every attack that could be tried was, and came to its end.'))
+    if light_of(found, points) == 'amber': return (
+        f'{found.count} of {n} training records may have come back, but no more than chance '
+        f'explains: by accident up to {100*found.alpha:.2g} % pass the rule. This is neither '
+        'a leak nor an all-clear.')
     least = 'At least ' if any(
         s.outcome in ('failed', 'no time', 'cut') for s in stages) else ''
     return (f'{least}{found.count} of {n} training records can be read off these weights '

@@ -59,6 +59,10 @@ def _value(v):
     if v is None: return '-'
     return '0' if v < 5e-5 else f'{v:.4g}'
 
+def _short(v, times=1.):
+    "A distance for people"
+    return '-' if v is None else 'below 0.01' if times*v < .01 else f'{times*v:.2f}'
+
 # %% ../nbs/support/reports.ipynb #4e905013b
 def _numbers(record):
     "Rows of the engineer's table"
@@ -99,7 +103,8 @@ def report_html(
     shown = (leaked + rest)[:max(_MOST, len(leaked))]
     return _template().render(
         **dict(command='', versions=environment()) | record, pictures=pictures, shown=shown,
-        light_word=_WORDS[record['light']], number=_value, numbers=_numbers(record),
+        light_word=_WORDS[record['light']], number=_value, short=_short,
+        numbers=_numbers(record),
         outcomes={a['outcome']: _OUTCOMES.get(a['outcome'], a['outcome'])
                   for a in record['attacks']},
         advice=[dict(what=what, evidence=evidence) for what, evidence in ADVICE])

@@ -92,8 +92,8 @@ def _cause(before, after):
     unit = lambda w: w/w.abs().max().clamp_min(1e-300) # the squares of 1e-200 are 0
     alike = torch.cosine_similarity(unit(p).flatten(), unit(q).flatten(), 0).item()
     if alike < .1: return (
-        f'the two have nothing in common (their correlation is {alike:.2f}): `init` is not '
-        'this network before training'), False
+        'the weights before and after training have nothing in common (their correlation is '
+        f'{alike:.2f}): `init` is not this network before training'), False
     even = evenness(q - p)
     if even > EVEN: return (
         f'most weights moved as far as the largest (median {even:.2f} of it): so do Adam and '

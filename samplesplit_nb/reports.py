@@ -39,6 +39,10 @@ ADVICE:tuple[tuple[str, str], ...] = (
      'weights alone.'),
     ('Train with strong weight decay.',
      'At 0.1 none of 30 came back, at 0.01 23 of 30, without it 30 of 30.'),
+    ('Train with differential privacy (DP-SGD), which is noise in every step.',
+     'With noise of the length to which gradients are cut, an epsilon of 85, none of 30 came '
+     'back; without noise 30 of 30. Only a small epsilon, such as 3, is a guarantee; at it '
+     'networks of ten records learned nothing.'),
     ('Add noise to the weights, as large as what training changed in them.',
      'None of 30; with a tenth of that 18 of 30.'),
     ('Train on many records for the size of the network.',

@@ -26,6 +26,7 @@ setup(
         "dev": shlex.split(cfg.get("dev_requirements", "")),
         "data": shlex.split(cfg.get("data_requirements", "")),  # downloads MNIST and CIFAR-10
         "audit": shlex.split(cfg.get("audit_requirements", "")),  # report.html of `samplesplit audit`
+        "dp": shlex.split(cfg.get("dp_requirements", "")),  # `train_dp`, differentially private training
     },
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),

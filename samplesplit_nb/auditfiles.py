@@ -124,6 +124,7 @@ def _say_stages(say, report):
     for s in report.stages:
         count = '' if s.x is None else f'{s.leaked} leaked; '
         say(f'{s.name}: {s.outcome}; {count}{s.why}')
+    for p in report.open: say(f'open: {p.short}')
     say(f'verdict: {report.light}. {report.verdict}')
 
 # %% ../nbs/support/auditfiles.ipynb #af110019

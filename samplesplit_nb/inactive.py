@@ -7,6 +7,7 @@ __all__ = ['TrainingInversion', 'invert_training']
 
 # %% ../nbs/beyond/inactive.ipynb #1ac70002
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 import numpy as np
@@ -172,14 +173,15 @@ def _again(found):
 # %% ../nbs/beyond/inactive.ipynb #1ac7001e
 _LIMITS = .7, .97, .9999 # of the leverage
 
-def _search(p, starts, rounds, seed):
-    "Look until all are found, or nothing new came for a while"
+def _search(p, starts, rounds, seed, stop=lambda: False):
+    "Look until all are found, nothing new came for a while, or `stop` says so"
     found, generator = _Search(p), torch.Generator().manual_seed(seed)
     level = idle = 0
     for r in range(rounds):
         if len(found.h) == p.n: break
         new = _look(found, starts, (r % 3)/2, .3*(r//3 % 2), _LIMITS[level], generator)
         idle = 0 if new else idle + 1
+        if stop(): break
         if idle < (3 if level < 2 else 6): continue
         if level == 2: break
         level, idle = level + 1, 0
@@ -268,7 +270,8 @@ def invert_training(
     samples:int|None=None, # n; None: counted by the rank of the step
     starts:int=50, # trial images of a round
     rounds:int=60, # of the search, at most
-    seed:int=0 # of the trial images
+    seed:int=0, # of the trial images
+    stop:Callable[[], bool]=lambda: False # asked after each round; True ends the search
 )->TrainingInversion: # in float64 on the CPU; k <= n rows, those that agree
     """Images off the first layer's step, by the neurons that never saw them
 
@@ -280,7 +283,7 @@ def invert_training(
             'ReLU after the first layer', 'a smooth activation is never inactive')
     first, last = _pair(before, after)
     p = _Step(first, last, _counted(first, last, samples))
-    found = _search(p, starts, rounds, seed)
+    found = _search(p, starts, rounds, seed, stop)
     return _answer(p, found, _images(found))
 
 # %% ../nbs/beyond/inactive.ipynb #1ac70028

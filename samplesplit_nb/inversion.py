@@ -7,7 +7,7 @@ __all__ = ['recover_from_gradient', 'Inversion', 'invert_gradient']
 
 # %% ../nbs/beyond/inversion.ipynb #14be0003
 import copy, math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 import torch
@@ -379,15 +379,15 @@ class _OneByOne(_Search):
 # %% ../nbs/beyond/inversion.ipynb #14be0024
 _SCALES = (.2, 2., .05, 20.) # of the starts, in turn
 
-def _look_until_done(search, starts, rounds, iterations, seed):
-    "Rounds, until nothing is missing or eight in a row bring nothing"
+def _look_until_done(search, starts, rounds, iterations, seed, stop=lambda: False):
+    "Rounds, until nothing is missing, eight in a row bring nothing or `stop` says so"
     generator, idle = seeded(seed), 0
     for number in range(rounds):
         before = len(search.x)
         search.look(starts, _SCALES[number % len(_SCALES)], iterations, generator)
         idle = 0 if len(search.x) > before else idle + 1
         done = search.plan.exact and len(search.x) == search.plan.samples
-        if idle == 2*len(_SCALES) or done: break
+        if idle == 2*len(_SCALES) or done or stop(): break
 
 # %% ../nbs/beyond/inversion.ipynb #9fdccdbf
 def _multipliers(layers, x, gradients): # (k, outputs)
@@ -544,13 +544,13 @@ def _in_units(gradient):
     return unit, [g.detach().double()/unit for g in gradient]
 
 def _solve(network, gradient, layers, samples, directions, starts, rounds, iterations, accept,
-           seed):
+           seed, stop):
     "Plan, search and answer; once more as several steps where one step did not fit"
     gradients = layers.parts(gradient)
     def attempt(samples, directions):
         plan = _plan(layers, gradients, samples, directions, accept)
         search = (_OneByOne if plan.exact else _Search)(layers, gradients, plan)
-        _look_until_done(search, starts, rounds, iterations, seed)
+        _look_until_done(search, starts, rounds, iterations, seed, stop)
         return plan, _answer(network, gradient, search)
     plan, found = attempt(samples, directions)
     if plan.otherwise and not found.complete: # no dependent samples, then, but several steps
@@ -571,7 +571,8 @@ def invert_gradient(
     rounds:int=24, # at most; eight in a row that bring nothing end the search
     iterations:int=40, # Gauss-Newton steps per start, at most
     accept:float|None=None, # largest distance from the span; None: 10 x noise, or .03
-    seed:int=0 # of the starts
+    seed:int=0, # of the starts
+    stop:Callable[[], bool]=lambda: False # asked after each round; True ends the search
 )->Inversion: # ValueError for other networks, shapes, nan, a zero gradient, impossible
     # numbers; NumericalError where linear algebra fails
     "The samples behind one full-batch gradient of a perceptron, solved for one by one"
@@ -581,6 +582,6 @@ def invert_gradient(
                       rounds=rounds, iterations=iterations)
     unit, gradient = _in_units(gradient)
     found = _solve(network, gradient, _FirstLayers(network), samples, directions, starts,
-                   rounds, iterations, accept, seed)
+                   rounds, iterations, accept, seed, stop)
     return replace(found, multipliers=unit*found.multipliers)
 

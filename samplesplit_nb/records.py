@@ -436,17 +436,19 @@ def run_record(
                 **({'facts': r.facts} if r.facts else {}))
 
 # %% ../nbs/support/records.ipynb #fbdcbd6e
-def environment(device:torch.device)->dict:
-    "What ran this: versions and device"
+def environment(
+    device:torch.device|None=None # None: leave it out
+)->dict: # name -> text
+    "What ran this: versions, and the device"
+    import scipy, skimage
     from samplesplit_nb import __version__
-    import skimage
     threads = torch.get_num_threads()
-    name = (torch.cuda.get_device_name(device) if device.type == 'cuda'
-            else f'{platform.machine()} CPU, {threads} thread{"s"*(threads > 1)}')
-    return dict(samplesplit_nb=__version__, python=platform.python_version(),
-                torch=torch.__version__, numpy=np.__version__,
-                scikit_image=skimage.__version__, # type: ignore[attr-defined] # its types leave it out
-                device=name)
+    found = dict(samplesplit_nb=__version__, python=platform.python_version(),
+                 torch=str(torch.__version__), numpy=np.__version__, scipy=scipy.__version__,
+                 scikit_image=skimage.__version__) # type: ignore[attr-defined] # not in its types
+    if device is None: return found
+    return found | dict(device=torch.cuda.get_device_name(device) if device.type == 'cuda' else
+                        f'{platform.machine()} CPU, {threads} thread{"s"*(threads > 1)}')
 
 # %% ../nbs/support/records.ipynb #4ec0a042
 def code_commit(

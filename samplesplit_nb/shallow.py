@@ -6,6 +6,7 @@
 __all__ = ['invert_shallow']
 
 # %% ../nbs/beyond/shallow.ipynb #5a000003
+from collections.abc import Callable
 from dataclasses import replace
 import torch
 from .checks import require
@@ -226,7 +227,8 @@ def invert_shallow(
     *,
     samples:int|None=None, # n; None: counted
     rounds:int=24, # at most, for a smooth activation
-    seed:int=0 # of their starts
+    seed:int=0, # of their starts
+    stop:Callable[[], bool]=lambda: False # asked after each of them; True ends the search
 )->Inversion: # ValueError for other networks, shapes, nan, a zero gradient, impossible numbers
     "The samples behind one full-batch gradient of a network with one hidden layer"
     gradient = list(gradient)
@@ -235,11 +237,11 @@ def invert_shallow(
     unit, gradient = _in_units(gradient)
     slopes = _two_slopes(_activations(network)[0])
     if slopes: found = _by_squares(network, gradient, slopes, samples)
-    else: found = _by_search(network, gradient, samples, rounds, seed)
+    else: found = _by_search(network, gradient, samples, rounds, seed, stop)
     return replace(found, multipliers=unit*found.multipliers)
 
 # %% ../nbs/beyond/shallow.ipynb #5a000031
-def _by_search(network, gradient, samples, rounds, seed):
+def _by_search(network, gradient, samples, rounds, seed, stop):
     "The `Inversion` of a network with a smooth activation; nearly, if not exactly"
     outputs = network.layers[1].out_features
     require(outputs == 1, 'outputs', outputs,
@@ -249,7 +251,7 @@ def _by_search(network, gradient, samples, rounds, seed):
     layers = _Smooth(network)
     for accept in (None, .03):
         found = _solve(network, gradient, layers, samples, None, None, rounds, 40, accept,
-                       seed)
+                       seed, stop)
         if len(found.X): break
     return _judged(network, gradient, found.X, found.multipliers, found.distance,
                    found.samples)

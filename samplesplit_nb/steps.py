@@ -7,6 +7,7 @@ __all__ = ['decay_factors', 'StepInversion', 'invert_step']
 
 # %% ../nbs/beyond/steps.ipynb #57000003
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 import torch
 from .checks import require
@@ -91,8 +92,8 @@ def _cause(before, after):
     unit = lambda w: w/w.abs().max().clamp_min(1e-300) # the squares of 1e-200 are 0
     alike = torch.cosine_similarity(unit(p).flatten(), unit(q).flatten(), 0).item()
     if alike < .1: return (
-        f'the two have nothing in common (their correlation is {alike:.2f}): `init` is not '
-        'this network before training'), False
+        'the weights before and after training have nothing in common (their correlation is '
+        f'{alike:.2f}): `init` is not this network before training'), False
     even = evenness(q - p)
     if even > EVEN: return (
         f'most weights moved as far as the largest (median {even:.2f} of it): so do Adam and '
@@ -134,6 +135,7 @@ class StepInversion:
     found:Inversion
     factors:tuple[float, ...] # see `decay_factors`
     notes:tuple[str, ...] # decay that was undone, likely causes of a failure
+    cut:bool=False # a search was ended before its end, see `spent`
 
 # %% ../nbs/beyond/steps.ipynb #57000022b
 def _note_of_decay(factors):
@@ -147,12 +149,20 @@ def _require_same(before, after):
             f'of the shapes after it, {shapes[1]}', 'give the same network before training')
 
 # %% ../nbs/beyond/steps.ipynb #57000033
-def _or_training(found, before, after, factors, samples, rounds, seed):
+def _until(share, spent, cut):
+    "What ends a search when so much of the time is gone, and notes it in `cut`"
+    def stop():
+        if spent() >= share: cut.append(share)
+        return share in cut
+    return stop
+
+def _or_training(found, before, after, factors, samples, rounds, seed, stop):
     "What `invert_training` finds, if that is more than one gradient gives"
     if found.complete: return found
     start = copy.deepcopy(before)
     for c, p in zip(factors, start.layers[0].parameters()): p.data = p.data.double()*c
-    try: other = invert_training(start, after, samples=samples, rounds=2*rounds, seed=seed)
+    try: other = invert_training(start, after, samples=samples, rounds=2*rounds, seed=seed,
+                                 stop=stop)
     except ValueError: return found # no ReLU, no bias: it has nothing to add
     return other if other.complete or len(other.X) > len(found.X) else found
 
@@ -165,15 +175,18 @@ def invert_step(
     directions:int|None=None, # see `invert_gradient`; two hidden layers or more
     rounds:int=24, # of the search, at most
     seed:int=0, # of its starts
-    others:tuple[str, ...]=LIKELY # activations to try where that of the network finds nothing
+    others:tuple[str, ...]=LIKELY, # activations to try where that of the network finds nothing
+    spent:Callable[[], float]=lambda: 0. # asked after each round for the share of the time
+        # that is gone: at 1/4 the search in one gradient ends, at 1 that in a training
 )->StepInversion: # ValueError as of `invert_gradient`, with the likely cause
     "Training data read off the weights before and after training"
     _require_same(before, after)
     factors = decay_factors(before, after)
+    cut:list[float] = []
     step = [q.detach().double() - c*p.detach().double()
             for c, p, q in zip(factors, before.parameters(), after.parameters())]
     try: found = _invert(before, step, samples=samples, directions=directions, rounds=rounds,
-                         seed=seed)
+                         seed=seed, stop=_until(.25, spent, cut))
     except ValueError as e: # its other errors say what to do
         if samples or not str(e).startswith('samples='): raise
         cause, plain = _cause(before, after)
@@ -181,9 +194,11 @@ def invert_step(
             'be followed by gradient descent to `weights`; `samples` would not help'
         raise ValueError(f'{what}; likely cause: {cause}; check that `init` is this network '
                          'before training') from e
-    found = _or_training(found, before, after, factors, samples, rounds, seed)
-    return StepInversion(found, factors, tuple(_note_of_decay(factors) + _why_nothing(
-        before, after, step, found, others, seed)))
+    found = _or_training(found, before, after, factors, samples, rounds, seed,
+                         _until(1, spent, cut))
+    notes = _note_of_decay(factors) + _why_nothing(
+        before, after, step, found, () if 1 in cut else others, seed)
+    return StepInversion(found, factors, tuple(notes), bool(cut) and not found.complete)
 
 # %% ../nbs/beyond/steps.ipynb #57000024
 def _why_nothing(before, after, step, found, others, seed):

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['NTKTraining', 'train_ntk', 'WeightDecayTraining', 'train_weight_decay', 'UnderWay', 'KKTTraining', 'KKTUnderWay',
-           'train_kkt', 'GDUnderWay', 'GDTraining', 'train_gd']
+           'train_kkt', 'GDUnderWay', 'GDTraining', 'train_gd', 'DPTraining', 'train_dp']
 
 # %% ../nbs/support/training.ipynb #34d85c7d
 import copy, math, time
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -549,3 +551,50 @@ def _descend(run, X, y, loss, steps, stop_loss, keeper, bar, lr):
         value.backward()
         with no_breakdown('the training', 'use a smaller lr'): run.optimiser.step()
         run.steps += 1
+
+# %% ../nbs/support/training.ipynb #dp000002
+@dataclass(frozen=True)
+class DPTraining:
+    "A network after differentially private gradient descent"
+    model:torch.nn.Module # theta
+    epsilon:float # for this delta, by the accountant of Opacus; inf without noise
+    delta:float
+
+def _opacus()->Any:
+    "The package; ValueError, in one line, without it"
+    try: return import_module('opacus')
+    except ImportError: require(False, 'opacus', None, 'installed', "pip install "
+                                "'samplesplit_nb[dp]' for differentially private training")
+
+# %% ../nbs/support/training.ipynb #dp000003
+@typed
+@torch.enable_grad()
+def train_dp(
+    init:torch.nn.Module, # left as it is; trained in its own dtype
+    X:Tensor, # (n, d) training samples
+    y:Tensor, # (n,) as for `train_gd`
+    noise:float, # sigma, the noise multiplier; 0: gradients are cut, no more
+    *,
+    clip:float=1., # C, the length to which gradients are cut
+    loss:str='mse', lr:float=.1, steps:int=100, # as for `train_gd`
+    delta:float=1e-3, # should be below 1/n
+    seed:int=0 # draws the noise
+)->DPTraining: # ValueError for bad input, or without Opacus
+    "Full-batch gradient descent with differential privacy (Abadi et al. 2016)"
+    for name, v, way in (('noise', noise, 'at least 0 and finite'),
+                         ('clip', clip, 'positive and finite'), ('delta', delta, 'in (0, 1)')):
+        require_number(name, v, way, 'leave it out')
+    opacus, model = _opacus(), copy.deepcopy(init).requires_grad_()
+    X, y = _check_gd(model, X, y, loss, lr, steps, 0., 0.)
+    model = opacus.GradSampleModule(model)
+    optimiser = opacus.optimizers.DPOptimizer(
+        torch.optim.SGD(model.parameters(), lr), noise_multiplier=noise, max_grad_norm=clip,
+        expected_batch_size=len(X), generator=torch.Generator(X.device).manual_seed(seed))
+    account = opacus.accountants.RDPAccountant()
+    for _ in range(steps):
+        optimiser.zero_grad()
+        _LOSSES[loss](model(X), y).backward()
+        optimiser.step()
+        if noise: account.step(noise_multiplier=noise, sample_rate=1.)
+    trained = _fill(copy.deepcopy(init).requires_grad_(False), _tensors(model._module))
+    return DPTraining(trained, account.get_epsilon(delta) if noise else math.inf, delta)

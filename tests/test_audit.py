@@ -1,12 +1,13 @@
 "The audit: its counts, its schedule, its report, its command"
 
-import json, signal, subprocess, sys, time
+import copy, json, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pytest, torch
+from torch import nn
 from samplesplit_nb import audit as module
-from samplesplit_nb.audit import AUDIT_ATTACKS, AuditAttack, Candidates, audit, audit_record
+from samplesplit_nb.audit import AUDIT_ATTACKS, AuditAttack, Candidates, Clock, audit, audit_record
 from samplesplit_nb.auditfiles import audit_files
 from samplesplit_nb.cli import main
 from samplesplit_nb.commands import train_victim
@@ -109,12 +110,103 @@ def test_nothing_leaks_where_nothing_was_trained_on(faces):
     model, init, X, y, held = faces
     report = audit(model, held[:10], init=init, holdout=held[10:], budget=0.5, doubt='no fit')
     assert report.leaks.count == 0 and report.light == 'amber'  # other data
-    assert report.verdict.startswith('None of the 10') and 'not certain' in report.verdict
+    assert report.verdict.startswith('None of the 10') and 'no all-clear' in report.verdict
     untrained = audit(init, X, holdout=held, budget=0.1)
-    assert untrained.leaks.count == 0 and untrained.light != 'red'
+    assert untrained.leaks.count == 0 and untrained.light == 'amber'
     wrong = audit(model, X, init=MLP([625, 100, 100, 1], seed=4), holdout=held, budget=0.1)
     assert wrong.leaks.count == 0 and wrong.light == 'amber'
     assert wrong.stages[0].outcome == 'failed' and 'nothing in common' in wrong.stages[0].why
+
+
+def descent(init, X, y, steps=400, optimiser=torch.optim.SGD, lr=0.1, **how):
+    "A network that was really trained, not linearised"
+    net = copy.deepcopy(init).requires_grad_(True)
+    made = optimiser(net.parameters(), lr, **how)
+    for _ in range(steps):
+        made.zero_grad()
+        torch.nn.functional.softplus(-y.float() * net(X.float())[:, 0]).mean().backward()
+        made.step()
+    return net
+
+
+def rounded(net, dtype=torch.bfloat16):
+    net = copy.deepcopy(net).requires_grad_(False)
+    for p in net.parameters():
+        p.copy_(p.to(dtype).to(p.dtype))
+    return net
+
+
+@pytest.mark.parametrize('kind', ['final', 'bfloat16', 'wrong start', 'adam', 'decay', 'pixels', 'cnn'])
+def test_a_network_that_the_attacks_do_not_fit_gets_no_all_clear(faces, kind):
+    "Even where whoever calls has no doubt: nothing found by an attack that does not fit is no evidence"
+    _, init, X, y, held = faces
+    start, how = init, {}
+    order = torch.randperm(625, generator=torch.Generator().manual_seed(0))
+    if kind == 'cnn':
+        torch.manual_seed(0)
+        parts = nn.Unflatten(1, (1, 25, 25)), nn.Conv2d(1, 3, 7), nn.ReLU(), nn.Flatten(), nn.Linear(1083, 1)
+        start, how = nn.Sequential(*parts), dict(shape=(625,))
+    optimiser = dict(optimiser=torch.optim.Adam, lr=1e-3) if kind == 'adam' else {}
+    decay = dict(weight_decay=0.05) if kind == 'decay' else {}
+    net = descent(start, X[:, order] if kind == 'pixels' else X, y, **optimiser, **decay)
+    if kind == 'bfloat16':
+        net = rounded(net)
+    if kind == 'wrong start':
+        start = MLP([625, 100, 100, 1], seed=9)
+    known = None if kind in ('final', 'bfloat16') else start
+    for doubt in ('', None):
+        report = audit(net, X, y, init=known, holdout=held, budget=0.05, doubt=doubt, **how)
+        assert report.light != 'green', report
+        if not report.leaks.count:
+            assert report.open and 'no all-clear' in report.verdict
+
+
+def test_what_other_records_explain_is_said(faces):
+    "The weights are explained to the last digit, but not by the records as they are given"
+    model, init, X, y, held = faces
+    order = torch.randperm(625, generator=torch.Generator().manual_seed(0))
+    report = audit(model, X[:, order], y, init=init, holdout=held[:, order], budget=0.5, doubt='')
+    assert report.stages[0].complete and report.light == 'amber'
+    assert report.open[0].short == 'the training was explained by other records'
+
+
+def test_held_out_records_that_were_trained_on_are_no_all_clear(faces):
+    model, init, X, y, held = faces
+    report = audit(model, held[:10], y, init=init, holdout=X, budget=0.5, doubt='')
+    assert report.light == 'amber' and any('held-out' in p.short for p in report.open)
+
+
+def test_green_needs_an_attack_that_fits(faces, monkeypatch):
+    model, init, X, y, held = faces
+    for left, light in ((0.01, 'green'), (0.5, 'amber'), (None, 'amber')):
+        found = Candidates(torch.full((3, 625), 9.0), torch.ones(3), 'none', 'told', unexplained=left)
+        mine = AuditAttack('Mine', 'nothing', lambda k: '', lambda k, clock, path, found=found: found)
+        monkeypatch.setattr(module, 'AUDIT_ATTACKS', dict(mine=mine))
+        report = audit(model, X, y, init=init, holdout=held)
+        assert report.light == light, (left, report)
+        check_schema(audit_record(report))
+        assert ('no all-clear' in report.verdict) == (light == 'amber')
+
+
+def test_a_search_that_was_cut_says_so_with_its_steps(faces):
+    model, init, X, y, held = faces
+    report = audit(descent(init, X, y, 50), X, y, holdout=held, budget=0.03)
+    margin = report.stages[2]
+    assert margin.outcome in ('cut', 'no time') and ' 0.0 minutes' not in margin.why
+    if margin.outcome == 'cut':
+        assert 'of 800 steps, the time was up (all take about' in margin.why
+    assert 'not every attack came to its end' in ' '.join(p.short for p in report.open)
+
+
+def test_inversion_searches_once(faces, monkeypatch):
+    "And asks for the time after each round"
+    _, init, X, y, held = faces
+    calls, net = [], descent(init, X, y, 800)
+    once = module.invert_step
+    monkeypatch.setattr(module, 'invert_step', lambda *a, **k: calls.append(1) or once(*a, **k))
+    k = module.Knowledge(net, init, module.input_shape(net), 10)
+    found = AUDIT_ATTACKS['inversion'].run(k, Clock(1e-6), None)
+    assert len(calls) == 1 and (found.complete or found.cut and 'the time was up' in found.sentence)
 
 
 def test_without_held_out_records_the_weaker_rule_is_named(faces):
@@ -177,6 +269,7 @@ def test_a_failure_of_an_attack_does_not_end_the_audit(faces, monkeypatch):
     report = audit(model, X, init=init, holdout=held, budget=0.005)
     assert (report.stages[0].outcome, report.stages[0].why) == ('failed', 'it rains')
     assert report.light == 'amber' and report.stages[2].outcome in ('run', 'cut', 'no time')
+    assert any('it rains' in p.more for p in report.open)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +334,7 @@ def test_a_wrong_start_finds_nothing_and_another_preprocessing_is_a_mistake(file
     assert main(wrong) == 0
     record = load_json(tmp_path / 'audit.json')
     assert (record['leaked'], record['light']) == (0, 'amber') and record['settings']['doubt']
-    assert 'What is not certain' in (tmp_path / 'report.html').read_text()
+    assert 'What has to be settled' in (tmp_path / 'report.html').read_text()
     capsys.readouterr()
     assert main(words(files, tmp_path / 'b', '--mean', '0.5', '--std', '0.25')) == 2
     assert '--mean training' in capsys.readouterr().err and not (tmp_path / 'b/audit.json').exists()

@@ -147,8 +147,8 @@ def test_layers_call_downwards_only():
     inverting = 'inversion', 'perceptrons', 'steps', 'validator'
     below['attacks'] = [*below['problems'], 'problems', 'records', *inverting, *files, 'given', 'recipes']
     below['leaks'] = ['checks', 'metrics']
-    below['audit'] = [*below['problems'], 'problems', 'leaks', 'perceptrons', 'steps', 'weights']
-    below['reports'] = ['checks', 'storage']
+    below['audit'] = [*below['problems'], 'problems', 'fit', 'leaks', 'perceptrons', 'steps', 'weights']
+    below['reports'] = ['checks', 'records', 'storage']
     auditing = 'audit', 'attacks', 'reports'
     asked = 'given', 'problems', 'recipes', 'options', 'answers', 'weights'
     below['auditfiles'] = [*floor, *auditing, *asked, *inverting]

@@ -558,7 +558,7 @@ class DPTraining:
     "A network after differentially private gradient descent"
     model:torch.nn.Module # theta
     epsilon:float # for this delta, by the accountant of Opacus; inf without noise
-    delta:float
+    delta:float # as it was asked for
 
 def _opacus()->Any:
     "The package; ValueError, in one line, without it"

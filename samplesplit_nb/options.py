@@ -94,9 +94,9 @@ class KnownImages(ImageOptions):
 class SimulationOptions:
     """The training, for --method simulated
 
-    How the network was trained from the weights of --init; the rate and the number of steps
-    have to be given. Only full-batch gradient descent can be simulated in fewer steps than
-    were taken.
+    How the network was trained from the weights of --init. The rate and the number of steps
+    have to be given; full-batch training forgives a factor of four in them. Only it can be
+    simulated in fewer steps than were taken.
     """
     training_lr:float|None=None # learning rate of that training
     training_steps:int|None=None # updates of the weights in it

@@ -40,8 +40,8 @@ MINUTES = {
     'peeling': {'small': 39, 'medium': 71}, 'published-kkt': {'small': 12},
     'published-splits': {'small': 25}, 'published': {'small': 25},
     'published-rule': {'small': 10}, 'sensitivity': {'small': 4}, 'settings': {'small': 69},
-    'trained': {'small': 150}, 'trained-wide': {'small': 45},
-    'trained-controls': {'small': 30}, 'unknown-n': {'small': 10}}
+    'trained': {'small': 150}, 'trained-wide': {'small': 27},
+    'trained-controls': {'small': 65}, 'unknown-n': {'small': 10}}
 
 # %% ../nbs/support/studies.ipynb #57d1e5b0
 def _check_study(s):
